@@ -1,0 +1,47 @@
+//! Pictures: where they come from ([`fetch`], with the address [`guard`]), decoding within limits ([`decode`]), and
+//! resizing exactly as Pillow does ([`resize`]).
+
+pub mod decode;
+pub mod fetch;
+pub mod guard;
+pub mod resize;
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Section `[images]` of the configuration; the comments of `config/default.toml` are the reference.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesConfig {
+    /// Pictures by path are read only below this folder. Empty: posts with a path are rejected.
+    pub root: PathBuf,
+    /// Largest picture, in bytes as transferred and in pixels as its header says.
+    pub max_bytes: u64,
+    /// Largest picture, in bytes as transferred and in pixels as its header says.
+    pub max_pixels: u64,
+    /// For pictures by URL: the whole transfer; connecting; redirects followed (each one checked again).
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// For pictures by URL: the whole transfer; connecting; redirects followed (each one checked again).
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// For pictures by URL: the whole transfer; connecting; redirects followed (each one checked again).
+    pub max_redirects: usize,
+    /// Transfers at a time.
+    pub concurrency: usize,
+    /// URL schemes that may be fetched.
+    pub schemes: Vec<String>,
+    /// Networks (CIDR) that may be fetched from although they are private, loopback or link-local.
+    pub allow_networks: Vec<ipnet::IpNet>,
+    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
+    pub attempts: u32,
+    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
+    #[serde(with = "humantime_serde")]
+    pub retry_first: Duration,
+    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
+    #[serde(with = "humantime_serde")]
+    pub retry_max: Duration,
+    /// Longest side of the thumbnail kept with posts whose picture came inside the message, in pixels. 0: none is kept.
+    pub thumbnail_pixels: u32,
+}

@@ -1,0 +1,198 @@
+//! Every metric: name, help, labels, buckets (design 1.7). Base units, few labels, never ids.
+
+use prometheus::{
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::error::Reason;
+
+/// Seconds from 100 microseconds to 30 s.
+const SECONDS: [f64; 17] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// End to end also covers hours of backlog.
+const END_TO_END_SECONDS: [f64; 14] =
+    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0, 21600.0];
+const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// All metrics of a process, in a registry of their own.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Messages taken from the posts topic.
+    pub posts_consumed: IntCounter,
+    /// Posts whose point is durable in the store.
+    pub posts_indexed: IntCounter,
+    /// Deletions that are durable in the store.
+    pub posts_deleted: IntCounter,
+    /// Posts in the dead-letter topic, by reason.
+    pub posts_dead_lettered: IntCounterVec,
+    /// Attempts that failed for now, by reason.
+    pub posts_retried: IntCounterVec,
+    /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `dead_letter`.
+    pub stage_seconds: HistogramVec,
+    /// Kafka timestamp to durable.
+    pub end_to_end_seconds: Histogram,
+    /// Items in an encoder batch.
+    pub batch_size: HistogramVec,
+    /// Seconds that the oldest item of a batch waited.
+    pub batch_wait_seconds: HistogramVec,
+    /// Seconds of one encoder run.
+    pub encode_seconds: HistogramVec,
+    /// Share of the last interval that the encoder workers were busy, 0 to 1.
+    pub encoder_busy_ratio: Gauge,
+    /// Posts between the source and the store.
+    pub inflight_posts: IntGauge,
+    /// Bytes of the messages between the source and the store.
+    pub inflight_bytes: IntGauge,
+    /// Items waiting in a queue: `encode_image`, `encode_text`, `write`.
+    pub queue_depth: IntGaugeVec,
+    /// Topic embeddings: `hit` or `miss`.
+    pub embedding_cache: IntCounterVec,
+    /// Messages behind the end of the partition.
+    pub consumer_lag: IntGaugeVec,
+    /// Partitions paused for lack of room downstream.
+    pub paused_partitions: IntGauge,
+    /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
+    pub searches: IntCounterVec,
+    /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
+    pub search_seconds: HistogramVec,
+    /// Always 1; the labels tell the version.
+    pub build_info: GaugeVec,
+    /// Always 1; the labels tell the model and the provider that really serves.
+    pub model_info: GaugeVec,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Panics
+    /// Never: names are constants, each used once, in a fresh registry.
+    pub fn new() -> Self {
+        let registry = Registry::new_custom(Some("feedlens".to_owned()), None)
+            .expect("the prefix is a valid metric name. This is a bug.");
+        #[cfg(target_os = "linux")]
+        // Names of process metrics are a convention of Prometheus: they take no prefix, so they live beside ours.
+        let _ = prometheus::register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+        let make = Maker { registry: &registry };
+        let metrics = Self {
+            posts_consumed: make.counter("posts_consumed_total", "Messages taken from the posts topic."),
+            posts_indexed: make.counter("posts_indexed_total", "Posts whose point is durable in the store."),
+            posts_deleted: make.counter("posts_deleted_total", "Deletions that are durable in the store."),
+            posts_dead_lettered: make.counters(
+                "posts_dead_lettered_total",
+                "Posts in the dead-letter topic, acknowledged by the broker.",
+                &["reason"],
+            ),
+            posts_retried: make.counters("posts_retried_total", "Attempts that failed for now.", &["reason"]),
+            stage_seconds: make.histograms("stage_seconds", "Seconds in a stage of ingest.", &["stage"], &SECONDS),
+            end_to_end_seconds: make.histogram(
+                "end_to_end_seconds",
+                "Seconds from the Kafka timestamp of a post to its point being durable.",
+                &END_TO_END_SECONDS,
+            ),
+            batch_size: make.histograms("batch_size", "Items in an encoder batch.", &["tower"], &BATCH_SIZES),
+            batch_wait_seconds: make.histograms(
+                "batch_wait_seconds",
+                "Seconds that the oldest item of an encoder batch waited.",
+                &["tower"],
+                &SECONDS,
+            ),
+            encode_seconds: make.histograms(
+                "encode_seconds",
+                "Seconds of one encoder run.",
+                &["tower", "provider"],
+                &SECONDS,
+            ),
+            encoder_busy_ratio: make.gauge("encoder_busy_ratio", "Share of time that the encoder workers are busy."),
+            inflight_posts: make.int_gauge("inflight_posts", "Posts between the source and the store."),
+            inflight_bytes: make.int_gauge("inflight_bytes", "Bytes of the messages between the source and the store."),
+            queue_depth: make.int_gauges("queue_depth", "Items waiting in a queue.", &["queue"]),
+            embedding_cache: make.counters("embedding_cache_total", "Look-ups of topic embeddings.", &["result"]),
+            consumer_lag: make.int_gauges(
+                "consumer_lag",
+                "Messages between the committed offset and the end of the partition.",
+                &["topic", "partition"],
+            ),
+            paused_partitions: make.int_gauge("paused_partitions", "Partitions paused for lack of room downstream."),
+            searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
+            search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
+            build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),
+            model_info: make.gauges(
+                "model_info",
+                "The model and the execution provider that really serves; always 1.",
+                &["model", "dimension", "provider"],
+            ),
+            registry: registry.clone(),
+        };
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
+        // A rate() over a counter that first appears with its first failure misses that failure.
+        for reason in Reason::ALL {
+            metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]);
+        }
+        metrics
+    }
+
+    /// The text exposition format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let mut families = self.registry.gather();
+        families.extend(prometheus::gather());
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&families, &mut text)
+            .expect("writing to memory succeeds and every family has a metric. This is a bug.");
+        String::from_utf8(text).expect("the exposition format is UTF-8. This is a bug.")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const REGISTERED_ONCE: &str = "metric names are valid and registered once. This is a bug.";
+
+struct Maker<'a> {
+    registry: &'a Registry,
+}
+
+impl Maker<'_> {
+    fn register<C: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+        let metric = metric.expect(REGISTERED_ONCE);
+        self.registry.register(Box::new(metric.clone())).expect(REGISTERED_ONCE);
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+}

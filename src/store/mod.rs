@@ -1,0 +1,249 @@
+//! The vector store: one seam, two stores. [`edge`] is Qdrant's engine inside the process, [`qdrant`] the server.
+//!
+//! Both keep a point per post (id = [`crate::post::point_id`]) with the named vectors `image` and `caption` (cosine) and
+//! the payload of design 1.4. Both promise the same: a write that returned is durable; a write whose version is lower
+//! than the stored one changes nothing; a delete leaves a marker without vectors, so that a late older write cannot
+//! bring the post back, and no search or count sees the marker.
+
+use crate::config::Secret;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::error::Fault;
+
+/// Which named vector a search compares with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VectorName {
+    /// The picture's vector.
+    Image,
+    /// The caption's vector.
+    Caption,
+}
+
+impl VectorName {
+    /// The name in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VectorName::Image => "image",
+            VectorName::Caption => "caption",
+        }
+    }
+}
+
+/// One write, of one post.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// The post in its present form.
+    Upsert(Point),
+    /// The post is gone.
+    Delete(Tombstone),
+}
+
+impl Write {
+    /// The point that is written.
+    pub fn id(&self) -> Uuid {
+        match self {
+            Write::Upsert(point) => point.id,
+            Write::Delete(tombstone) => tombstone.id,
+        }
+    }
+
+    /// The order of this write among the writes of its post.
+    pub fn version(&self) -> u64 {
+        match self {
+            Write::Upsert(point) => point.version,
+            Write::Delete(tombstone) => tombstone.version,
+        }
+    }
+}
+
+/// A post as it is stored.
+#[derive(Debug, Clone)]
+pub struct Point {
+    /// UUIDv5 of the post id.
+    pub id: Uuid,
+    /// Order of this write among the writes of this post; below 2^53.
+    pub version: u64,
+    /// L2-normalised, `dimension` values.
+    pub image: Option<Vec<f32>>,
+    /// L2-normalised, `dimension` values.
+    pub caption: Option<Vec<f32>>,
+    /// The payload of design 1.4, a JSON object. The store adds `version` itself.
+    pub payload: Map<String, Value>,
+}
+
+/// A deletion as it is stored.
+#[derive(Debug, Clone)]
+pub struct Tombstone {
+    /// UUIDv5 of the post id.
+    pub id: Uuid,
+    /// Order of this write among the writes of this post; below 2^53.
+    pub version: u64,
+    /// The post id, kept for people who read the store.
+    pub post_id: String,
+    /// When the deletion was consumed; markers are purged by age.
+    pub deleted_at: DateTime<Utc>,
+}
+
+/// Conditions on the payload; all that are set must hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Filter {
+    /// Equal to `lang`.
+    pub lang: Option<String>,
+    /// Equal to `author`.
+    pub author: Option<String>,
+    /// At least one of these is among `tags`; empty: no condition.
+    pub tags_any: Vec<String>,
+    /// `created_at` at or after.
+    pub since: Option<DateTime<Utc>>,
+    /// `created_at` before.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// A nearest-neighbour search.
+#[derive(Debug, Clone)]
+pub struct VectorQuery {
+    /// L2-normalised, `dimension` values.
+    pub vector: Vec<f32>,
+    /// Which named vector to compare with.
+    pub using: VectorName,
+    /// Conditions on the payload.
+    pub filter: Filter,
+    /// At most so many hits.
+    pub limit: usize,
+}
+
+/// A point found by a search.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    /// The point.
+    pub id: Uuid,
+    /// Cosine similarity.
+    pub score: f32,
+    /// The stored payload.
+    pub payload: Map<String, Value>,
+}
+
+/// A point read by its id; `payload["deleted"]` is true for a marker.
+#[derive(Debug, Clone)]
+pub struct StoredPoint {
+    /// The point.
+    pub id: Uuid,
+    /// The stored payload.
+    pub payload: Map<String, Value>,
+    /// The `image` vector, where there is one.
+    pub image: Option<Vec<f32>>,
+    /// The `caption` vector, where there is one.
+    pub caption: Option<Vec<f32>>,
+}
+
+/// What the collection is made for; opening it with another model's bundle is an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelStamp {
+    /// The bundle's id.
+    pub model: String,
+    /// The vectors' dimension.
+    pub dimension: usize,
+}
+
+/// What ingest and query need of a store.
+#[async_trait]
+pub trait VectorStore: Send + Sync {
+    /// Writes a batch; on `Ok` every write is durable or was older than what is stored. The batch may hold several
+    /// writes of one point: the highest version wins. A whole-batch [`Fault::Reject`] means that some write in it is at
+    /// fault: the caller splits the batch.
+    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault>;
+
+    /// The nearest points, best first.
+    async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault>;
+
+    /// The points with these ids, in no particular order; missing ones are left out.
+    async fn get(&self, ids: &[Uuid]) -> Result<Vec<StoredPoint>, Fault>;
+
+    /// Number of live posts (delete markers not counted).
+    async fn count(&self) -> Result<u64, Fault>;
+
+    /// Whether the store can serve right now.
+    async fn ready(&self) -> Result<(), Fault>;
+
+    /// Makes everything durable against power loss and releases what is held. Called once, at the end.
+    async fn close(&self) -> Result<(), Fault>;
+}
+
+/// A store behind the seam.
+pub type SharedStore = Arc<dyn VectorStore>;
+
+/// Section `[store]` of the configuration; the comments of `config/default.toml` are the reference.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// "qdrant" (a server) or "edge" (Qdrant's engine inside this process).
+    pub kind: StoreKind,
+    /// Readers and writers use this alias; the collection behind it is "<alias>_<model>_<dimension>".
+    pub alias: String,
+    /// The server.
+    pub qdrant: QdrantConfig,
+    /// The embedded store.
+    pub edge: EdgeConfig,
+}
+
+/// Section `[store.qdrant]` of the configuration; the comments of `config/default.toml` are the reference.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct QdrantConfig {
+    /// The gRPC endpoint; https:// for TLS.
+    pub url: String,
+    /// Masked wherever it is shown.
+    pub api_key: Secret,
+    /// One request; connecting.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// One request; connecting.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// When a collection is made: shards, copies, and whether vectors and payload lie on disk.
+    pub shards: u32,
+    /// When a collection is made: shards, copies, and whether vectors and payload lie on disk.
+    pub replicas: u32,
+    /// When a collection is made: shards, copies, and whether vectors and payload lie on disk.
+    pub vectors_on_disk: bool,
+    /// When a collection is made: shards, copies, and whether vectors and payload lie on disk.
+    pub payload_on_disk: bool,
+}
+
+/// Section `[store.edge]` of the configuration; the comments of `config/default.toml` are the reference.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeConfig {
+    /// The folder of the embedded store; one process at a time.
+    pub dir: PathBuf,
+    /// Writes reach the operating system at once (they survive a killed process) and the disk itself this often.
+    #[serde(with = "humantime_serde")]
+    pub flush_interval: Duration,
+    /// Build the search graph in the background when at least this many points are new since the last time.
+    pub optimize_after: usize,
+}
+
+/// Which store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// A Qdrant server, over gRPC.
+    Qdrant,
+    /// Qdrant's engine inside this process.
+    Edge,
+}
+
+impl StoreConfig {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.alias.is_empty(), "store.alias is empty; it names what readers and writers use");
+        Ok(())
+    }
+}
