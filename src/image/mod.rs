@@ -33,6 +33,7 @@ pub struct ImagesConfig {
     /// URL schemes that may be fetched.
     pub schemes: Vec<String>,
     /// Networks (CIDR) that may be fetched from although they are private, loopback or link-local.
+    #[serde(with = "networks")]
     pub allow_networks: Vec<ipnet::IpNet>,
     /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
     pub attempts: u32,
@@ -44,4 +45,22 @@ pub struct ImagesConfig {
     pub retry_max: Duration,
     /// Longest side of the thumbnail kept with posts whose picture came inside the message, in pixels. 0: none is kept.
     pub thumbnail_pixels: u32,
+}
+
+/// Networks as text. `ipnet`'s own serde feature would rebuild everything that stands on hyper, qdrant-edge included.
+mod networks {
+    use ipnet::IpNet;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(networks: &[IpNet], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(networks.iter().map(ToString::to_string))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+        let parse = |text: String| {
+            text.parse().map_err(|_| D::Error::custom(format_args!("{text:?} is not a network such as \"10.0.0.0/8\"")))
+        };
+        Vec::<String>::deserialize(deserializer)?.into_iter().map(parse).collect()
+    }
 }
