@@ -6,7 +6,6 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 
-SUBGROUPS_WITHOUT_PICTURES = {"skin-tone", "hair-style"}
 COMPONENT_GROUP = 2
 
 
@@ -64,9 +63,8 @@ def _json(*parts):
 
 
 def _subgroup_of(root, rows, messages):
-    names = {}
-    for s in messages["subgroups"]:
-        names.setdefault(s["order"], s["key"])
+    # food-marine and food-sweet share number 46 here; Unicode 17 has moved all of food-marine elsewhere
+    names = {s["order"]: s["key"] for s in messages["subgroups"]}
     for h, e in rows.items():
         if "subgroup" in e:
             yield h, names[e["subgroup"]]
