@@ -5,18 +5,23 @@
 //! than the stored one changes nothing; a delete leaves a marker without vectors, so that a late older write cannot
 //! bring the post back, and no search or count sees the marker.
 
-use crate::config::Secret;
-use serde::{Deserialize, Serialize};
+#[cfg(feature = "embedded")]
+mod edge;
+mod rows;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use crate::config::Secret;
 use crate::error::Fault;
+use crate::metrics::Metrics;
 
 /// Which named vector a search compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,6 +184,27 @@ pub trait VectorStore: Send + Sync {
 
 /// A store behind the seam.
 pub type SharedStore = Arc<dyn VectorStore>;
+
+/// Opens the configured store for a model; makes the collection (or folder) and what belongs to it where absent.
+///
+/// # Errors
+/// [`Fault::Fatal`] with one sentence that says what to do: not reachable, wrong credentials, another model's
+/// collection, a folder that cannot be used or is in use.
+pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -> Result<SharedStore, Fault> {
+    match config.kind {
+        #[cfg(feature = "embedded")]
+        StoreKind::Edge => Ok(Arc::new(edge::EdgeStore::open(&config.edge, &config.alias, stamp, metrics).await?)),
+        #[cfg(not(feature = "embedded"))]
+        StoreKind::Edge => {
+            let _ = metrics;
+            Err(Fault::fatal(
+                "store.kind is \"edge\", but this binary was built without the embedded store; set store.kind = \
+                 \"qdrant\", or build with the cargo feature `embedded`",
+            ))
+        }
+        StoreKind::Qdrant => Err(Fault::fatal("store.kind \"qdrant\" is not there yet; set store.kind = \"edge\"")),
+    }
+}
 
 /// Section `[store]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]

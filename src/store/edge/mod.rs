@@ -1,0 +1,366 @@
+//! The embedded store: Qdrant's engine on a folder of this process, behind the seam.
+//!
+//! ```text
+//! write   -> one writer: guard by version -> journal (with the system) -> engine -> Ok
+//! search, get, count -> engine, beside the writer
+//! keeper thread, each flush_interval: sync the journal | checkpoint: flush the engine, clear the journal | optimise
+//! ```
+
+mod engine;
+mod folder;
+mod journal;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use self::engine::{Engine, EngineConfig, EngineError};
+use self::folder::Folder;
+use self::journal::Journal;
+use super::rows::{self, Row};
+use super::{EdgeConfig, Hit, ModelStamp, StoredPoint, VectorQuery, VectorStore, Write};
+use crate::error::{Fault, Outage};
+use crate::metrics::Metrics;
+
+const JOURNAL_FILE: &str = "feedlens.journal";
+
+/// A journal longer than this is worth a flush of the engine: bounds the disk it takes and the time of a start after a
+/// kill (about a second for each 64 MiB).
+const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// The engine only ever adds to its own log; beyond this it is closed and opened, which lets go of the old files.
+const OLD_LOG_BYTES: u64 = 1024 * 1024 * 1024;
+/// Rows guarded and written under one hold of the writer lock's journal record.
+const RECORD_ROWS: usize = 256;
+/// How long closing waits for an optimisation: it cannot be stopped, and nothing is lost by leaving it.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+
+/// The store of [`super::StoreKind::Edge`].
+pub struct EdgeStore {
+    inner: Arc<Inner>,
+    keeper: Mutex<Option<Keeper>>,
+}
+
+/// The thread of the background work: dropping `stop` ends it, and it drops its end of `ended` then.
+struct Keeper {
+    stop: mpsc::Sender<()>,
+    ended: mpsc::Receiver<()>,
+}
+
+struct Inner {
+    engine_config: EngineConfig,
+    flush_interval: Duration,
+    metrics: Metrics,
+    /// `None` once closed. The lock is held exclusively only to close and to open the engine anew.
+    engine: RwLock<Option<Engine>>,
+    /// Whoever holds this lock is the one writer.
+    writer: Mutex<Option<Writer>>,
+    /// Points written since the last optimisation.
+    unoptimized: AtomicUsize,
+    /// Why nothing can be written any more.
+    failed: OnceLock<String>,
+}
+
+struct Writer {
+    journal: Journal,
+    _folder: Folder,
+}
+
+impl EdgeStore {
+    /// Opens the folder's store, or makes one, and brings back what a killed process had written.
+    ///
+    /// # Errors
+    /// [`Fault::Fatal`]: the folder cannot be used, is in use, or belongs to another model.
+    pub async fn open(
+        config: &EdgeConfig,
+        alias: &str,
+        stamp: &ModelStamp,
+        metrics: &Metrics,
+    ) -> Result<Self, Fault> {
+        let (config, alias, stamp, metrics) = (config.clone(), alias.to_owned(), stamp.clone(), metrics.clone());
+        blocking(move || {
+            let inner = Arc::new(Inner::open(&config, &alias, &stamp, metrics)?);
+            let keeper = Keeper::start(Arc::clone(&inner))?;
+            Ok(Self { inner, keeper: Mutex::new(Some(keeper)) })
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl VectorStore for EdgeStore {
+    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.write(writes)).await
+    }
+
+    async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault> {
+        if query.limit == 0 {
+            return Ok(Vec::new());
+        }
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.read(|engine| engine.search(query))).await
+    }
+
+    async fn get(&self, ids: &[Uuid]) -> Result<Vec<StoredPoint>, Fault> {
+        let inner = Arc::clone(&self.inner);
+        let ids = ids.to_vec();
+        blocking(move || inner.read(|engine| engine.get(&ids))).await
+    }
+
+    async fn count(&self) -> Result<u64, Fault> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.read(|engine| engine.count().map(|count| count as u64))).await
+    }
+
+    async fn ready(&self) -> Result<(), Fault> {
+        self.inner.check()?;
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.read(|_| Ok(()))).await
+    }
+
+    async fn close(&self) -> Result<(), Fault> {
+        let keeper = lock(&self.keeper).take();
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.close(keeper)).await
+    }
+}
+
+impl Inner {
+    fn open(config: &EdgeConfig, alias: &str, stamp: &ModelStamp, metrics: Metrics) -> Result<Self, Fault> {
+        let folder = Folder::open(&config.dir, alias, stamp)?;
+        let engine_config = EngineConfig {
+            path: config.dir.clone(),
+            dimension: stamp.dimension,
+            optimize_after: config.optimize_after,
+        };
+        let (journal, engine) = recover(&engine_config, &folder).map_err(|error| {
+            Fault::fatal(format!(
+                "the store in {} cannot be opened: {error}; restore it from a copy, or set store.edge.dir to a new \
+                 folder and index the posts again",
+                config.dir.display()
+            ))
+        })?;
+        let unoptimized = engine.unoptimized().map_err(|error| self::unavailable(&error))?;
+        Ok(Self {
+            engine_config,
+            flush_interval: config.flush_interval,
+            metrics,
+            engine: RwLock::new(Some(engine)),
+            writer: Mutex::new(Some(Writer { journal, _folder: folder })),
+            unoptimized: AtomicUsize::new(unoptimized),
+            failed: OnceLock::new(),
+        })
+    }
+
+    fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
+        let rows = rows::rows(writes, self.engine_config.dimension)?;
+        self.check()?;
+        let mut writer = lock(&self.writer);
+        let writer = writer.as_mut().ok_or_else(closed)?;
+        let engine = self.engine();
+        let engine = engine.as_ref().ok_or_else(closed)?;
+        for rows in rows.chunks(RECORD_ROWS) {
+            let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
+            let stored = engine.versions(&ids).map_err(|error| unavailable(&error))?;
+            let rows = rows.iter().filter(|row| wins(row, &stored)).cloned().collect::<Vec<_>>();
+            if rows.is_empty() {
+                continue;
+            }
+            writer.journal.append(&rows).map_err(|error| {
+                Fault::retry(
+                    Outage::Store,
+                    format!("cannot write to {}: {error}", self.engine_config.path.join(JOURNAL_FILE).display()),
+                )
+            })?;
+            // From here on the journal says that the rows are there: only a new start, which reads it, can mend the
+            // engine.
+            let existing = stored.into_keys().collect();
+            engine.put(&rows, &existing).map_err(|error| self.fail(&error))?;
+            self.unoptimized.fetch_add(rows.len(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Engine) -> Result<T, EngineError>) -> Result<T, Fault> {
+        let engine = self.engine();
+        let engine = engine.as_ref().ok_or_else(closed)?;
+        read(engine).map_err(|error| unavailable(&error))
+    }
+
+    fn engine(&self) -> RwLockReadGuard<'_, Option<Engine>> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(detail) => Err(Fault::fatal(detail.clone())),
+        }
+    }
+
+    fn fail(&self, error: &dyn std::error::Error) -> Fault {
+        let detail = format!(
+            "the store in {} failed: {error}; free or repair its disk and start again, everything acknowledged is in \
+             its journal",
+            self.engine_config.path.display()
+        );
+        tracing::error!("{detail}");
+        Fault::fatal(self.failed.get_or_init(|| detail).clone())
+    }
+
+    /// The background work of one interval.
+    fn keep(&self) -> Result<(), EngineError> {
+        let unsynced = match lock(&self.writer).as_mut() {
+            None => None,
+            Some(writer) => writer.journal.take_unsynced()?,
+        };
+        if let Some(journal) = unsynced {
+            journal.sync_data()?;
+        }
+        let new = self.unoptimized.load(Ordering::Relaxed);
+        if new >= self.engine_config.optimize_after {
+            self.optimize()?;
+            self.unoptimized.fetch_sub(new, Ordering::Relaxed);
+            self.checkpoint()?;
+        }
+        let journal_bytes = lock(&self.writer).as_ref().map_or(0, |writer| writer.journal.bytes());
+        if journal_bytes >= CHECKPOINT_BYTES {
+            self.checkpoint()?;
+        }
+        let old_log_bytes = match self.engine().as_ref() {
+            None => 0,
+            Some(engine) => engine.old_log_bytes()?,
+        };
+        if old_log_bytes >= OLD_LOG_BYTES { self.reopen() } else { Ok(()) }
+    }
+
+    fn optimize(&self) -> Result<(), EngineError> {
+        let begin = Instant::now();
+        if let Some(engine) = self.engine().as_ref() {
+            engine.optimize()?;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        self.metrics.stage_seconds.with_label_values(&["optimize"]).observe(seconds);
+        tracing::info!(seconds, "optimised the embedded store");
+        Ok(())
+    }
+
+    /// Brings the engine to disk and begins an empty journal. Writers wait, searches do not.
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        let begin = Instant::now();
+        let mut writer = lock(&self.writer);
+        if let (Some(writer), Some(engine)) = (writer.as_mut(), self.engine().as_ref()) {
+            engine.flush()?;
+            writer.journal.clear()?;
+        }
+        self.metrics.stage_seconds.with_label_values(&["checkpoint"]).observe(begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Closes the engine and opens it anew; searches wait.
+    fn reopen(&self) -> Result<(), EngineError> {
+        let mut writer = lock(&self.writer);
+        let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
+        let (Some(writer), Some(open)) = (writer.as_mut(), engine.take()) else { return Ok(()) };
+        open.flush()?;
+        open.close()?;
+        writer.journal.clear()?;
+        *engine = Some(Engine::open(&self.engine_config)?);
+        Ok(())
+    }
+
+    fn close(&self, keeper: Option<Keeper>) -> Result<(), Fault> {
+        let Some(keeper) = keeper else { return Ok(()) };
+        drop(keeper.stop);
+        let mut writer = lock(&self.writer);
+        if self.failed.get().is_none() && keeper.ended.recv_timeout(CLOSE_WAIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::info!("an optimisation of the embedded store is still running; the next start begins it again");
+            let Some(open) = writer.as_mut() else { return Ok(()) };
+            let synced = open.journal.take_unsynced().and_then(|journal| journal.map_or(Ok(()), |file| file.sync_all()));
+            return synced.map_err(|error| self.fail(&error));
+        }
+        let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(open), Some(engine)) = (writer.take(), engine) else { return Ok(()) };
+        self.check()?;
+        engine.flush().and_then(|()| engine.close()).map_err(|error| self.fail(&error))?;
+        open.journal.remove().map_err(|error| self.fail(&error))
+    }
+}
+
+impl Keeper {
+    fn start(inner: Arc<Inner>) -> Result<Self, Fault> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (end, ended) = mpsc::channel::<()>();
+        let run = move || {
+            // Held to the end of the thread: closing waits for its drop.
+            let _end = end;
+            while stopped.recv_timeout(inner.flush_interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if let Err(error) = inner.keep() {
+                    inner.fail(&error);
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("store-keeper".to_owned())
+            .spawn(run)
+            .map_err(|error| Fault::fatal(format!("cannot start the embedded store's thread: {error}")))?;
+        Ok(Self { stop, ended })
+    }
+}
+
+/// Opens journal and engine. A journal that is there means that no orderly end came before: its rows are written again
+/// in their order, which mends whatever the engine had written of them, and second copies are removed.
+fn recover(config: &EngineConfig, folder: &Folder) -> Result<(Journal, Engine), EngineError> {
+    let (mut journal, found) = Journal::open(&folder.path().join(JOURNAL_FILE))?;
+    let engine = Engine::open(config)?;
+    if found {
+        let begin = Instant::now();
+        let rows = journal.replay(|rows| {
+            let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
+            let existing = engine.versions(&ids)?.into_keys().collect();
+            engine.put(&rows, &existing)
+        })?;
+        let doubles = engine.remove_doubles(|rows| journal.append(rows))?;
+        engine.flush()?;
+        journal.clear()?;
+        tracing::info!(
+            rows,
+            doubles,
+            seconds = begin.elapsed().as_secs_f64(),
+            "recovered the embedded store after an end without a close"
+        );
+    }
+    Ok((journal, engine))
+}
+
+fn wins(row: &Row, stored: &HashMap<Uuid, Option<u64>>) -> bool {
+    match stored.get(&row.id) {
+        None | Some(None) => true,
+        Some(Some(version)) => row.replaces(*version),
+    }
+}
+
+fn unavailable(error: &EngineError) -> Fault {
+    Fault::retry(Outage::Store, format!("the embedded store: {error}"))
+}
+
+fn closed() -> Fault {
+    Fault::retry(Outage::Store, "the embedded store is closed")
+}
+
+/// A panic under the lock has its own report; the state behind the lock is checked by its users.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Fault::fatal(format!("the embedded store's work did not end: {error}"))),
+    }
+}
