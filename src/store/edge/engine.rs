@@ -130,10 +130,8 @@ impl Engine {
 
     /// As [`crate::store::VectorStore::search`].
     pub fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, EngineError> {
-        let nearest = NamedQuery {
-            query: VectorInternal::Dense(query.vector),
-            using: Some(query.using.as_str().to_owned()),
-        };
+        let nearest =
+            NamedQuery { query: VectorInternal::Dense(query.vector), using: Some(query.using.as_str().to_owned()) };
         let points = self.shard.query(QueryRequest {
             prefetches: Vec::new(),
             query: Some(ScoringQuery::Vector(QueryEnum::Nearest(nearest))),
@@ -258,10 +256,9 @@ impl Engine {
     /// A segment that the engine makes anew (after an optimisation, or at a start) can come without payload indexes.
     fn ensure_indexes(&self) -> Result<(), EngineError> {
         for (name, kind) in INDEXES {
-            self.shard.update(UpdateOperation::FieldIndexOperation(FieldIndexOperations::CreateIndex(CreateIndex {
-                field_name: field(name),
-                field_schema: Some(PayloadFieldSchema::FieldType(kind)),
-            })))?;
+            self.shard.update(UpdateOperation::FieldIndexOperation(FieldIndexOperations::CreateIndex(
+                CreateIndex { field_name: field(name), field_schema: Some(PayloadFieldSchema::FieldType(kind)) },
+            )))?;
         }
         Ok(())
     }
@@ -382,7 +379,8 @@ fn full_log_files(path: &Path) -> Result<Vec<(u64, PathBuf)>, std::io::Error> {
     for entry in std::fs::read_dir(log)? {
         let entry = entry?;
         let name = entry.file_name();
-        let first = name.to_str().and_then(|name| name.strip_prefix(FULL_LOG_FILE)).and_then(|first| first.parse().ok());
+        let first =
+            name.to_str().and_then(|name| name.strip_prefix(FULL_LOG_FILE)).and_then(|first| first.parse().ok());
         files.extend(first.map(|first| (first, entry.path())));
     }
     Ok(files)

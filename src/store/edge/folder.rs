@@ -60,12 +60,8 @@ impl Folder {
             )),
             TryLockError::Error(error) => unusable("lock", error),
         })?;
-        let expected = Stamp {
-            format: FORMAT,
-            alias: alias.to_owned(),
-            model: stamp.model.clone(),
-            dimension: stamp.dimension,
-        };
+        let expected =
+            Stamp { format: FORMAT, alias: alias.to_owned(), model: stamp.model.clone(), dimension: stamp.dimension };
         // Looked at again: the other process may have stamped it between the look above and the lock.
         if stamp_path.try_exists().map_err(|error| unusable("read", error))? {
             let bytes = std::fs::read(&stamp_path).map_err(|error| unusable("read", error))?;

@@ -130,7 +130,8 @@ mod tests {
     use super::*;
 
     fn row(id: u128) -> Row {
-        let payload = json!({"caption": "雨后的彩虹", "extra": {"a": [1, 2.5, null, true]}, "version": (1u64 << 53) - 1});
+        let payload =
+            json!({"caption": "雨后的彩虹", "extra": {"a": [1, 2.5, null, true]}, "version": (1u64 << 53) - 1});
         let Some(payload) = payload.as_object().cloned() else { unreachable!() };
         Row {
             id: Uuid::from_u128(id),

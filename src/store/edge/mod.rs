@@ -74,12 +74,7 @@ impl EdgeStore {
     ///
     /// # Errors
     /// [`Fault::Fatal`]: the folder cannot be used, is in use, or belongs to another model.
-    pub async fn open(
-        config: &EdgeConfig,
-        alias: &str,
-        stamp: &ModelStamp,
-        metrics: &Metrics,
-    ) -> Result<Self, Fault> {
+    pub async fn open(config: &EdgeConfig, alias: &str, stamp: &ModelStamp, metrics: &Metrics) -> Result<Self, Fault> {
         let (config, alias, stamp, metrics) = (config.clone(), alias.to_owned(), stamp.clone(), metrics.clone());
         blocking(move || {
             let inner = Arc::new(Inner::open(&config, &alias, &stamp, metrics)?);
@@ -277,10 +272,12 @@ impl Inner {
         let Some(keeper) = keeper else { return Ok(()) };
         drop(keeper.stop);
         let mut writer = lock(&self.writer);
-        if self.failed.get().is_none() && keeper.ended.recv_timeout(CLOSE_WAIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if self.failed.get().is_none() && keeper.ended.recv_timeout(CLOSE_WAIT) == Err(mpsc::RecvTimeoutError::Timeout)
+        {
             tracing::info!("an optimisation of the embedded store is still running; the next start begins it again");
             let Some(open) = writer.as_mut() else { return Ok(()) };
-            let synced = open.journal.take_unsynced().and_then(|journal| journal.map_or(Ok(()), |file| file.sync_all()));
+            let synced =
+                open.journal.take_unsynced().and_then(|journal| journal.map_or(Ok(()), |file| file.sync_all()));
             return synced.map_err(|error| self.fail(&error));
         }
         let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
