@@ -11,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka_sys as sys;
 
 use super::KafkaConfig;
 use super::source::SourceStatus;
@@ -187,7 +188,7 @@ pub(super) fn wait_until_reachable(
         let remaining = deadline.saturating_duration_since(Instant::now());
         let answer = consumer.fetch_metadata(None, remaining.min(Duration::from_secs(1)));
         // Errors with their reasons arrive as events, which only polling serves.
-        while consumer.poll(Duration::ZERO).is_some() {}
+        while consumer.poll(Duration::from_millis(20)).is_some() {}
         match answer {
             Ok(_) => {
                 status.recovered();
@@ -263,6 +264,26 @@ impl Callbacks {
         }
     }
 
+    /// Asks for a commit; its outcome comes as [`Event::Committed`].
+    ///
+    /// rdkafka's own asynchronous commit tells nobody how it went: librdkafka sends the outcome to the queue that the
+    /// caller names, and rdkafka names none.
+    pub(super) fn commit(consumer: &BaseConsumer<Self>, offsets: &TopicPartitionList) -> KafkaResult<()> {
+        let client = consumer.client().native_ptr();
+        // SAFETY: the client and the list are alive; the queue is the one that `poll` reads, its reference is given back
+        // at once, and librdkafka holds its own for the answer. Without a callback the answer is an event.
+        let code = unsafe {
+            let queue = sys::rd_kafka_queue_get_consumer(client);
+            let code = sys::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, std::ptr::null_mut());
+            sys::rd_kafka_queue_destroy(queue);
+            code
+        };
+        match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            code => Err(KafkaError::ConsumerCommit(code.into())),
+        }
+    }
+
     fn events(&self) -> MutexGuard<'_, VecDeque<Event>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -309,7 +330,12 @@ impl ConsumerContext for Callbacks {
             .iter()
             .filter_map(|element| {
                 let Offset::Offset(offset) = element.offset() else { return None };
-                let result = result.clone().and(element.error()).map(|()| offset);
+                // rdkafka names every error of a list after fetching; these come from a commit.
+                let own = element.error().map_err(|error| match error {
+                    KafkaError::OffsetFetch(code) => KafkaError::ConsumerCommit(code),
+                    other => other,
+                });
+                let result = result.clone().and(own).map(|()| offset);
                 Some(CommitOutcome { topic: element.topic().to_owned(), partition: element.partition(), result })
             })
             .collect();

@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
@@ -334,9 +334,10 @@ impl Poller {
     fn advance_stop(&mut self) -> Option<DrainReport> {
         let deadline = self.shared.stop_deadline()?;
         let (mut drain, settled_before) = self.stopping.take().unwrap_or_else(|| {
+            // Counted first: the end of the stream may set off the settling.
+            let settled = self.owned_partitions().iter().map(|(_, it)| it.lock().settled).sum();
             self.end_stream();
-            let drain = Drain { partitions: Vec::new(), deadline, committing_since: None };
-            (drain, self.owned_partitions().iter().map(|(_, it)| it.lock().settled).sum())
+            (Drain { partitions: Vec::new(), deadline, committing_since: None }, settled)
         });
         // A rebalance in the middle of the stop may take partitions away; they drain as revoked ones.
         drain.partitions = self.owned_partitions();
@@ -399,7 +400,7 @@ impl Poller {
         if list.count() == 0 {
             return;
         }
-        match self.consumer.commit(&list, CommitMode::Async) {
+        match Callbacks::commit(&self.consumer, &list) {
             Ok(()) => self.commit_sent = Some(Instant::now()),
             Err(error) => self.commit_failed(&error),
         }

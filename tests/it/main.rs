@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod kafka_source;
+mod kafka_support;
+mod real_kafka;
 mod store_behaviour;
 mod store_edge;
