@@ -216,8 +216,9 @@ impl Poller {
 
     fn send(&mut self, envelope: Envelope) {
         let Some(sender) = &self.sender else { return };
+        self.shared.metrics.consumed.inc();
         match sender.try_send(envelope) {
-            Ok(()) => self.shared.metrics.consumed.inc(),
+            Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 unreachable!("the channel has a place for each permit. This is a bug.")
             }
