@@ -1,12 +1,21 @@
-//! The post (design 1.3): its JSON, its point id, its version.
+//! The post (design 1.3): its JSON, its point id, its version, and the payload that the store keeps of it (design 1.4).
 
-use serde::{Deserialize, Serialize};
+mod parse;
+
 use std::path::PathBuf;
 
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use serde_json::{Map, Value};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
+
+pub use self::parse::{post_id_from_key, version_from_header};
+
+/// The Kafka header in which a tombstone may carry its version: decimal digits.
+pub const VERSION_HEADER: &str = "version";
+
+/// Versions stay below this: stores compare numbers as `f64`, exact up to here.
+pub const VERSION_END: u64 = 1 << 53;
 
 /// Where a post's picture is.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +51,65 @@ pub struct Post {
     pub extra: Map<String, Value>,
 }
 
+/// What a point says of the way it came by, beside the post itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Provenance<'a> {
+    /// The bundle's id.
+    pub model: &'a str,
+    /// The message's topic.
+    pub topic: &'a str,
+    /// The message's partition.
+    pub partition: i32,
+    /// The message's offset.
+    pub offset: i64,
+    /// When the post was encoded.
+    pub indexed_at: DateTime<Utc>,
+}
+
+impl Post {
+    /// The payload of design 1.4, without `version`, which the store adds. `thumbnail`: a data URI, kept where the picture
+    /// itself came inside the message.
+    pub fn payload(&self, provenance: &Provenance<'_>, thumbnail: Option<String>) -> Map<String, Value> {
+        let mut payload = Map::new();
+        let mut put = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                payload.insert(name.to_owned(), value);
+            }
+        };
+        put("post_id", Some(self.post_id.as_str().into()));
+        put("author", self.author.as_deref().map(Value::from));
+        put("caption", self.caption.as_deref().map(Value::from));
+        put("lang", self.lang.as_deref().map(Value::from));
+        put("created_at", self.created_at.map(|time| timestamp(time).into()));
+        put("tags", (!self.tags.is_empty()).then(|| self.tags.as_slice().into()));
+        put(
+            "image",
+            self.image.as_ref().map(|image| match image {
+                ImageSource::Url(url) => json!({ "url": url }),
+                ImageSource::Path(path) => json!({ "path": path.to_string_lossy() }),
+                ImageSource::Base64(_) => json!({ "inline": true }),
+            }),
+        );
+        put("thumbnail", thumbnail.map(Value::from));
+        put("extra", (!self.extra.is_empty()).then(|| self.extra.clone().into()));
+        put("model", Some(provenance.model.into()));
+        put(
+            "source",
+            Some(json!({
+                "topic": provenance.topic,
+                "partition": provenance.partition,
+                "offset": provenance.offset,
+            })),
+        );
+        put("indexed_at", Some(timestamp(provenance.indexed_at).into()));
+        payload
+    }
+}
+
+fn timestamp(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
+}
+
 /// The namespace of point ids: UUIDv5 of the DNS namespace and `posts.feedlens`. Part of the contract with stored data.
 const POINT_NAMESPACE: Uuid = Uuid::from_u128(0x21d9af71_c46e_53c1_a760_02e8a06896c2);
 
@@ -65,3 +133,6 @@ pub struct PostsConfig {
     /// Most tags, and the longest tag in bytes.
     pub max_tag_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests;

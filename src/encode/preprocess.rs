@@ -1,1 +1,78 @@
-//! preprocess
+//! From a picture to the tensor that enters the encoder, as Chinese-CLIP does it: straight to R x R by Pillow's bicubic,
+//! then RGB, then /255, mean and standard deviation.
+
+use crate::encode::PreparedImage;
+use crate::image::decode::Picture;
+use crate::image::resize;
+
+/// Resizes pictures to a model's resolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preprocessor {
+    /// Side of the square input, in pixels.
+    pub resolution: u32,
+}
+
+impl Preprocessor {
+    /// The picture as `resolution` x `resolution` RGB bytes. Blocking (up to milliseconds).
+    pub fn prepare(&self, picture: &Picture) -> PreparedImage {
+        PreparedImage { rgb: resize::resize_rgb(picture, self.resolution, self.resolution) }
+    }
+}
+
+/// Writes one picture's float tensor, planar [3, R, R]: (value / 255 - mean) / std, each step in `f32`, as torchvision's
+/// ToTensor and Normalize round.
+///
+/// # Panics
+/// Where `rgb` and `out` differ in length, or are no whole number of pixels.
+pub fn fill(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
+    assert_eq!(rgb.len(), out.len(), "a tensor has one value for each byte");
+    let (pixels, rest) = rgb.as_chunks::<3>();
+    assert!(rest.is_empty(), "an RGB pixel has 3 bytes");
+    if pixels.is_empty() {
+        return;
+    }
+    for (channel, plane) in out.chunks_exact_mut(pixels.len()).enumerate() {
+        let table: [f32; 256] = std::array::from_fn(|value| (value as f32 / 255.0 - mean[channel]) / std[channel]);
+        for (out, pixel) in plane.iter_mut().zip(pixels) {
+            *out = table[usize::from(pixel[channel])];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::decode::Layout;
+
+    const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
+    const STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+    /// `tools/make_resize_fixtures.py` writes 3 x 256 values that numpy computed in float32.
+    #[test]
+    fn every_value_equals_torchvisions_to_the_bit() {
+        let expected: Vec<u32> = include_bytes!("../../tests/fixtures/resize/normalise.f32")
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes).to_bits())
+            .collect();
+        let rgb: Vec<u8> = (0..=255).flat_map(|value| [value; 3]).collect();
+        let mut out = vec![0.0; rgb.len()];
+        fill(&rgb, MEAN, STD, &mut out);
+        assert_eq!(out.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn tensor_is_planar() {
+        let mut out = [0.0; 6];
+        fill(&[0, 51, 102, 153, 204, 255], [0.0; 3], [1.0; 3], &mut out);
+        assert_eq!(out, [0.0, 0.6, 0.2, 0.8, 0.4, 1.0]);
+    }
+
+    #[test]
+    fn prepared_picture_has_the_models_size() {
+        let picture = Picture::new(5, 9, Layout::Gray, vec![7; 45]);
+        let prepared = Preprocessor { resolution: 4 }.prepare(&picture);
+        assert_eq!(prepared.rgb, vec![7; 48]);
+    }
+}

@@ -1,0 +1,339 @@
+//! Reading a message: its JSON, checked field by field, so that a dead letter names what is wrong.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{ImageSource, Post, PostsConfig, VERSION_END, VERSION_HEADER};
+use crate::error::{Fault, Reason};
+
+/// Longest post id, in bytes of UTF-8.
+const MAX_POST_ID_BYTES: usize = 512;
+/// Longest author, in bytes of UTF-8.
+const MAX_AUTHOR_BYTES: usize = 512;
+/// Longest language tag, in bytes.
+const MAX_LANG_BYTES: usize = 64;
+/// Longest URL or path of a picture, in bytes of UTF-8.
+const MAX_LOCATION_BYTES: usize = 8_192;
+/// Deepest nesting of an unknown field: stores send payloads as nested messages, which their readers limit too.
+const MAX_EXTRA_DEPTH: usize = 16;
+
+const TIME_EXPECTED: &str = "a time of RFC 3339 such as \"2026-11-20T08:30:00Z\"";
+const VERSION_EXPECTED: &str = "a whole number from 0 and below 2^53";
+
+impl Post {
+    /// Parses and checks a message. `key`: the message's key; where there is one, it must be the post id.
+    ///
+    /// `null` stands for an absent field. Control characters in a caption are kept: the payload is what the feed said, and
+    /// the tokenizer drops them.
+    ///
+    /// # Errors
+    /// [`Fault::Reject`], always; the detail names the field.
+    pub fn parse(payload: &[u8], key: Option<&[u8]>, limits: &PostsConfig) -> Result<Self, Fault> {
+        if payload.len() as u64 > limits.max_bytes {
+            return Err(Fault::reject(
+                Reason::TooLarge,
+                format!("message: {} bytes, above posts.max_bytes = {}", payload.len(), limits.max_bytes),
+            ));
+        }
+        let text = std::str::from_utf8(payload).map_err(|error| {
+            Fault::reject(Reason::BadJson, format!("message: not UTF-8 at byte {}", error.valid_up_to()))
+        })?;
+        let Fields(fields) = serde_json::from_str(text).map_err(|error| bad_json("message", &error))?;
+        let mut post = Post {
+            post_id: String::new(),
+            author: None,
+            caption: None,
+            lang: None,
+            created_at: None,
+            tags: Vec::new(),
+            image: None,
+            version: None,
+            extra: Map::new(),
+        };
+        let mut extra_bytes = 0;
+        for (name, raw) in fields {
+            match &*name {
+                "post_id" => post.post_id = field(&name, raw, "a string", Reason::BadId)?.unwrap_or_default(),
+                "author" => post.author = short_string(&name, raw, MAX_AUTHOR_BYTES)?,
+                "lang" => post.lang = short_string(&name, raw, MAX_LANG_BYTES)?,
+                "caption" => post.caption = caption(&name, raw, limits)?,
+                "created_at" => post.created_at = time(&name, raw)?,
+                "tags" => post.tags = tags(&name, raw, limits)?,
+                "version" => post.version = version(&name, raw)?,
+                "image" => {
+                    let (source, rest) = image(&name, raw, &mut extra_bytes, limits)?;
+                    post.image = source;
+                    if !rest.is_empty() {
+                        post.extra.insert(name.into_owned(), rest.into());
+                    }
+                }
+                _ => keep_extra(&mut post.extra, &name, raw, &mut extra_bytes, limits)?,
+            }
+        }
+        check_post_id(&post.post_id)?;
+        if let Some(key) = key
+            && key != post.post_id.as_bytes()
+        {
+            let (key, post_id) = (shortened(&String::from_utf8_lossy(key)), shortened(&post.post_id));
+            return Err(bad_id(format!("message key {key:?} differs from post_id {post_id:?}")));
+        }
+        if post.caption.is_none() && post.image.is_none() {
+            return Err(Fault::reject(Reason::Empty, "neither a caption nor an image: a post needs one of them"));
+        }
+        Ok(post)
+    }
+}
+
+/// The post id that a tombstone's key names.
+///
+/// # Errors
+/// [`Reason::BadId`] where there is no key, or it cannot be a post id.
+pub fn post_id_from_key(key: Option<&[u8]>) -> Result<String, Fault> {
+    let key = key.ok_or_else(|| bad_id("the tombstone has no key, which names the post to delete"))?;
+    let post_id = std::str::from_utf8(key).map_err(|_| bad_id("the tombstone's key is not UTF-8"))?;
+    check_post_id(post_id)?;
+    Ok(post_id.to_owned())
+}
+
+/// The version in a tombstone's [`VERSION_HEADER`].
+///
+/// # Errors
+/// [`Reason::BadField`] where it is not a whole number below 2^53 in decimal digits.
+pub fn version_from_header(value: &[u8]) -> Result<u64, Fault> {
+    let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).filter(|version| *version < VERSION_END).ok_or_else(|| {
+        let shown = shortened(&String::from_utf8_lossy(value));
+        bad_field(VERSION_HEADER, format!("the header must be {VERSION_EXPECTED} in digits, not {shown:?}"))
+    })
+}
+
+/// The members of a JSON object in order, values not yet parsed. A name that occurs twice is an error: which of the two
+/// holds would depend on the reader.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut seen = HashSet::new();
+                let mut fields = Vec::new();
+                while let Some(FieldName(name)) = map.next_key()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(A::Error::custom(format_args!("field {:?} is there twice", shortened(&name))));
+                    }
+                    fields.push((name, map.next_value()?));
+                }
+                Ok(Fields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct FieldName<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn bad_json(what: &str, error: &serde_json::Error) -> Fault {
+    Fault::reject(Reason::BadJson, format!("{what}: {error}"))
+}
+
+fn bad_id(detail: impl std::fmt::Display) -> Fault {
+    Fault::reject(Reason::BadId, format!("post_id: {detail}"))
+}
+
+fn bad_field(name: &str, detail: impl std::fmt::Display) -> Fault {
+    Fault::reject(Reason::BadField, format!("{name}: {detail}"))
+}
+
+/// For messages: a hostile text must not fill a log line.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 80;
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+/// The value of a field; `None` for null. `reason`: what a value of another type is.
+fn field<'a, T: Deserialize<'a>>(
+    name: &str,
+    raw: &'a RawValue,
+    expected: &str,
+    reason: Reason,
+) -> Result<Option<T>, Fault> {
+    serde_json::from_str(raw.get()).map_err(|error| {
+        if error.is_data() {
+            Fault::reject(reason, format!("{name}: must be {expected}, not {}", kind(raw)))
+        } else {
+            bad_json(name, &error)
+        }
+    })
+}
+
+fn kind(raw: &RawValue) -> String {
+    match raw.get().as_bytes().first() {
+        Some(b'"') => "a string".to_owned(),
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "an array of other things".to_owned(),
+        _ => shortened(raw.get()),
+    }
+}
+
+fn check_length(name: &str, length: usize, most: u64) -> Result<(), Fault> {
+    if length as u64 > most {
+        return Err(bad_field(name, format!("{length} bytes, of at most {most}")));
+    }
+    Ok(())
+}
+
+fn check_post_id(post_id: &str) -> Result<(), Fault> {
+    if post_id.trim().is_empty() {
+        return Err(bad_id("it is missing or empty"));
+    }
+    if post_id.len() > MAX_POST_ID_BYTES {
+        return Err(bad_id(format!("{} bytes, of at most {MAX_POST_ID_BYTES}", post_id.len())));
+    }
+    if post_id.chars().any(char::is_control) {
+        return Err(bad_id(format!("{:?} has a control character", shortened(post_id))));
+    }
+    Ok(())
+}
+
+/// An empty string says as little as no string.
+fn short_string(name: &str, raw: &RawValue, most: usize) -> Result<Option<String>, Fault> {
+    let text: Option<String> = field(name, raw, "a string", Reason::BadField)?;
+    let text = text.filter(|text| !text.is_empty());
+    check_length(name, text.as_ref().map_or(0, String::len), most as u64)?;
+    Ok(text)
+}
+
+fn caption(name: &str, raw: &RawValue, limits: &PostsConfig) -> Result<Option<String>, Fault> {
+    let caption: Option<String> = field(name, raw, "a string", Reason::BadField)?;
+    check_length(name, caption.as_ref().map_or(0, String::len), limits.max_caption_bytes)?;
+    Ok(caption.filter(|caption| !caption.trim().is_empty()))
+}
+
+fn time(name: &str, raw: &RawValue) -> Result<Option<DateTime<Utc>>, Fault> {
+    let text: Option<String> = field(name, raw, TIME_EXPECTED, Reason::BadField)?;
+    let Some(text) = text else { return Ok(None) };
+    match DateTime::parse_from_rfc3339(&text) {
+        Ok(time) => Ok(Some(time.to_utc())),
+        Err(_) => Err(bad_field(name, format!("must be {TIME_EXPECTED}, not {:?}", shortened(&text)))),
+    }
+}
+
+fn tags(name: &str, raw: &RawValue, limits: &PostsConfig) -> Result<Vec<String>, Fault> {
+    let tags: Option<Vec<String>> = field(name, raw, "an array of strings", Reason::BadField)?;
+    let tags = tags.unwrap_or_default();
+    if tags.len() > limits.max_tags {
+        return Err(bad_field(name, format!("{} of them, of at most {}", tags.len(), limits.max_tags)));
+    }
+    for tag in &tags {
+        check_length("tags: a tag", tag.len(), limits.max_tag_bytes)?;
+    }
+    Ok(tags)
+}
+
+fn version(name: &str, raw: &RawValue) -> Result<Option<u64>, Fault> {
+    let version: Option<u64> = field(name, raw, VERSION_EXPECTED, Reason::BadField)?;
+    if version.is_some_and(|version| version >= VERSION_END) {
+        return Err(bad_field(name, format!("must be {VERSION_EXPECTED}, not {}", raw.get())));
+    }
+    Ok(version)
+}
+
+/// The source, and what else the object says.
+fn image(
+    name: &str,
+    raw: &RawValue,
+    extra_bytes: &mut u64,
+    limits: &PostsConfig,
+) -> Result<(Option<ImageSource>, Map<String, Value>), Fault> {
+    let mut rest = Map::new();
+    let fields = field(name, raw, "an object with one of url, base64, path", Reason::BadField).map_err(|fault| match fault {
+        // Duplicate names arrive as a data error, but the object is one.
+        Fault::Reject { reason: Reason::BadField, .. } if raw.get().starts_with('{') => {
+            Fault::reject(Reason::BadJson, format!("{name}: a field is there twice"))
+        }
+        fault => fault,
+    })?;
+    let Some(Fields(fields)) = fields else { return Ok((None, rest)) };
+    let mut sources = Vec::new();
+    for (inner, raw) in fields {
+        let name = format!("{name}.{inner}");
+        let source = match &*inner {
+            "url" => location(&name, raw)?.map(ImageSource::Url),
+            "path" => location(&name, raw)?.map(|path| ImageSource::Path(PathBuf::from(path))),
+            "base64" => field(&name, raw, "a string", Reason::BadField)?.map(ImageSource::Base64),
+            _ => {
+                keep_extra(&mut rest, &inner, raw, extra_bytes, limits)?;
+                None
+            }
+        };
+        sources.extend(source);
+    }
+    match (sources.pop(), sources.is_empty()) {
+        (Some(source), true) => Ok((Some(source), rest)),
+        (None, _) => Err(bad_field(name, "has none of url, base64, path")),
+        (Some(_), false) => Err(bad_field(name, "has more than one of url, base64, path")),
+    }
+}
+
+fn location(name: &str, raw: &RawValue) -> Result<Option<String>, Fault> {
+    let text: Option<String> = field(name, raw, "a string", Reason::BadField)?;
+    if text.as_ref().is_some_and(String::is_empty) {
+        return Err(bad_field(name, "is empty"));
+    }
+    check_length(name, text.as_ref().map_or(0, String::len), MAX_LOCATION_BYTES as u64)?;
+    Ok(text)
+}
+
+fn keep_extra(
+    extra: &mut Map<String, Value>,
+    name: &str,
+    raw: &RawValue,
+    extra_bytes: &mut u64,
+    limits: &PostsConfig,
+) -> Result<(), Fault> {
+    *extra_bytes += (name.len() + raw.get().len()) as u64;
+    if *extra_bytes > limits.max_extra_bytes {
+        return Err(bad_field(
+            &shortened(name),
+            format!("unknown fields take more than posts.max_extra_bytes = {}", limits.max_extra_bytes),
+        ));
+    }
+    let value: Value = serde_json::from_str(raw.get()).map_err(|error| bad_json(&shortened(name), &error))?;
+    if depth(&value) > MAX_EXTRA_DEPTH {
+        return Err(bad_field(&shortened(name), format!("nested deeper than {MAX_EXTRA_DEPTH} levels")));
+    }
+    if !value.is_null() {
+        extra.insert(name.to_owned(), value);
+    }
+    Ok(())
+}
+
+/// At most 128: the parser stops there.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
