@@ -4,10 +4,10 @@
 //! "[MASK]" in a caption for a special token, so the rules stand here as they stand there. Its limit of 200 characters a
 //! word bounds the work, and nothing is split any more once the context is full.
 //!
-//! Unicode: that code asks Python's `unicodedata` (version 14 in Python 3.11, 15 and 16 in later ones), this one the
-//! tables of the crates (16 and later). Of the characters that Unicode 14 knows, none is treated differently but those
-//! whose category was corrected since; the tests name them. Characters that are younger are unknown to the vocabulary
-//! either way.
+//! Unicode: that code asks Python's `unicodedata` (version 14 in Python 3.11, later in later ones), this one the tables of
+//! the crates (16 and later), as cn_clip on a newer Python would. Of the characters that version 14 knows, one is treated
+//! differently: U+1171E, an Ahom vowel sign that was made a combining mark since. Younger characters are not in the
+//! vocabulary; their words are `[UNK]` either way, unless the character is a mark, which then is dropped.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -107,9 +107,9 @@ impl Picture {
 /// [`Reason::TooLarge`] where the header exceeds `limits`, [`Reason::BadImage`] where the bytes are not a picture.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Fault> {
     let format = match image::guess_format(bytes) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp)) => {
-            format
-        }
+        Ok(
+            format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp),
+        ) => format,
         _ => return Err(bad_image(format!("{}; send png, jpeg, webp, gif or bmp", describe(bytes)))),
     };
     // Decoders are other people's code that reads hostile bytes: a panic in one costs this post, not the process.

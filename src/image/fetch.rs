@@ -21,8 +21,9 @@ use crate::post::ImageSource;
 const INLINE_DECODE_BYTES: usize = 128 * 1024;
 
 /// As lenient as feeds are sloppy: with padding or without.
-const LENIENT: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true);
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    .with_decode_allow_trailing_bits(true);
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
@@ -125,8 +126,7 @@ fn file_fault(path: &Path, error: &std::io::Error) -> Fault {
         | ErrorKind::NotADirectory
         | ErrorKind::PermissionDenied
         | ErrorKind::InvalidInput
-        | ErrorKind::InvalidFilename
-        | ErrorKind::FilesystemLoop => unavailable(detail),
+        | ErrorKind::InvalidFilename => unavailable(detail),
         _ => Fault::retry(Outage::ImageHost, format!("image: {detail}")),
     }
 }

@@ -36,7 +36,10 @@ pub fn resize_rgb(picture: &Picture, width: u32, height: u32) -> Vec<u8> {
     match picture.layout() {
         Layout::Rgb | Layout::Indexed if same_size => picture.pixels().to_vec(),
         Layout::Indexed => nearest(picture, size),
-        Layout::Gray16 => gray16(source_size(picture), size, row_pixels(picture)).into_iter().flat_map(|level| [level.min(255) as u8; 3]).collect(),
+        Layout::Gray16 => gray16(source_size(picture), size, row_pixels(picture))
+            .into_iter()
+            .flat_map(|level| [level.min(255) as u8; 3])
+            .collect(),
         Layout::Gray if same_size => picture.pixels().iter().flat_map(|level| [*level; 3]).collect(),
         Layout::Gray => {
             let rows = |row: usize, out: &mut [[u8; 1]]| out.copy_from_slice(row_of::<1>(picture, row));
@@ -51,7 +54,10 @@ pub fn resize_rgb(picture: &Picture, width: u32, height: u32) -> Vec<u8> {
         }
         Layout::Rgb => {
             let rows = |row: usize, out: &mut [[u8; 4]]| pad(row_of::<3>(picture, row), out);
-            bicubic(source_size(picture), size, rows).into_iter().flat_map(|[red, green, blue, _]| [red, green, blue]).collect()
+            bicubic(source_size(picture), size, rows)
+                .into_iter()
+                .flat_map(|[red, green, blue, _]| [red, green, blue])
+                .collect()
         }
         Layout::Rgba if same_size => {
             row_pixels::<4>(picture).iter().flat_map(|[red, green, blue, _]| [*red, *green, *blue]).collect()

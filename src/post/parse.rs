@@ -267,13 +267,14 @@ fn image(
     limits: &PostsConfig,
 ) -> Result<(Option<ImageSource>, Map<String, Value>), Fault> {
     let mut rest = Map::new();
-    let fields = field(name, raw, "an object with one of url, base64, path", Reason::BadField).map_err(|fault| match fault {
-        // Duplicate names arrive as a data error, but the object is one.
-        Fault::Reject { reason: Reason::BadField, .. } if raw.get().starts_with('{') => {
-            Fault::reject(Reason::BadJson, format!("{name}: a field is there twice"))
-        }
-        fault => fault,
-    })?;
+    let fields =
+        field(name, raw, "an object with one of url, base64, path", Reason::BadField).map_err(|fault| match fault {
+            // Duplicate names arrive as a data error, but the object is one.
+            Fault::Reject { reason: Reason::BadField, .. } if raw.get().starts_with('{') => {
+                Fault::reject(Reason::BadJson, format!("{name}: a field is there twice"))
+            }
+            fault => fault,
+        })?;
     let Some(Fields(fields)) = fields else { return Ok((None, rest)) };
     let mut sources = Vec::new();
     for (inner, raw) in fields {

@@ -90,7 +90,9 @@ fn largest_version_is_the_last_exact_double() {
 
 #[test]
 fn what_is_not_a_json_object_is_bad_json() {
-    for text in ["", "null", "[]", "7", "\"a\"", "{", "{}x", r#"{"post_id": "a" "caption": "x"}"#, r#"{"caption": "\ud800"}"#] {
+    for text in
+        ["", "null", "[]", "7", "\"a\"", "{", "{}x", r#"{"post_id": "a" "caption": "x"}"#, r#"{"caption": "\ud800"}"#]
+    {
         assert_rejected(parse(text), Reason::BadJson, "");
     }
     assert_rejected(Post::parse(b"{\"post_id\": \"\xff\"}", None, &LIMITS), Reason::BadJson, "UTF-8 at byte 13");
@@ -107,7 +109,8 @@ fn field_that_is_there_twice_is_bad_json() {
 fn deep_nesting_is_rejected_without_recursion() {
     let limits = PostsConfig { max_bytes: 10_000_000, max_extra_bytes: 10_000_000, ..LIMITS };
     for (levels, reason) in [(20, Reason::BadField), (1_000_000, Reason::BadJson)] {
-        let json = format!(r#"{{"post_id": "a", "caption": "x", "deep": {}{}}}"#, "[".repeat(levels), "]".repeat(levels));
+        let json =
+            format!(r#"{{"post_id": "a", "caption": "x", "deep": {}{}}}"#, "[".repeat(levels), "]".repeat(levels));
         assert_rejected(Post::parse(json.as_bytes(), None, &limits), reason, "deep");
         let json = format!(r#"{{"post_id": "a", "caption": {}{}}}"#, "[".repeat(levels), "]".repeat(levels));
         assert_rejected(Post::parse(json.as_bytes(), None, &limits), Reason::BadField, "caption");
@@ -119,8 +122,16 @@ fn sizes_are_bounded() {
     let long = "a".repeat(1_001);
     assert_rejected(parse(&format!(r#"{{"post_id": "a", "caption": "{long}"}}"#)), Reason::BadField, "caption");
     assert_rejected(parse(&format!(r#"{{"post_id": "{long}", "caption": "x"}}"#)), Reason::BadId, "1001 bytes");
-    assert_rejected(parse(&format!(r#"{{"post_id": "a", "caption": "x", "u": "{long}"}}"#)), Reason::BadField, "max_extra");
-    assert_rejected(parse(r#"{"post_id": "a", "caption": "x", "tags": ["1", "2", "3", "4"]}"#), Reason::BadField, "tags");
+    assert_rejected(
+        parse(&format!(r#"{{"post_id": "a", "caption": "x", "u": "{long}"}}"#)),
+        Reason::BadField,
+        "max_extra",
+    );
+    assert_rejected(
+        parse(r#"{"post_id": "a", "caption": "x", "tags": ["1", "2", "3", "4"]}"#),
+        Reason::BadField,
+        "tags",
+    );
     assert_rejected(parse(r#"{"post_id": "a", "caption": "x", "tags": ["12345678901"]}"#), Reason::BadField, "tags");
     let huge = format!(r#"{{"post_id": "a", "caption": "x"}}{}"#, " ".repeat(100_000));
     assert_rejected(parse(&huge), Reason::TooLarge, "posts.max_bytes = 100000");
@@ -197,14 +208,13 @@ fn any_post() -> impl Strategy<Value = Value> {
         "\\PC{1,20}".prop_map(|path| json!({ "path": path })),
     ]);
     let version = proptest::option::of(0..VERSION_END);
-    ("[a-z0-9:]{1,20}", "x\\PC{0,40}", text(), text(), proptest::collection::vec("\\PC{0,2}", 0..3), image, version).prop_map(
-        |(post_id, caption, author, lang, tags, image, version)| {
+    ("[a-z0-9:]{1,20}", "x\\PC{0,40}", text(), text(), proptest::collection::vec("\\PC{0,2}", 0..3), image, version)
+        .prop_map(|(post_id, caption, author, lang, tags, image, version)| {
             json!({
                 "post_id": post_id, "caption": caption, "author": author, "lang": lang, "tags": tags, "image": image,
                 "version": version, "unknown": {"kept": true},
             })
-        },
-    )
+        })
 }
 
 proptest! {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod images;
 mod kafka_source;
 mod kafka_support;
 mod real_kafka;

@@ -181,7 +181,8 @@ fn refused(url: &Url) -> Fault {
 }
 
 fn transfer_fault(url: &Url, error: reqwest::Error) -> Fault {
-    let mut causes: Vec<&(dyn Error + 'static)> = std::iter::successors(error.source(), |cause| cause.source()).collect();
+    let mut causes: Vec<&(dyn Error + 'static)> =
+        std::iter::successors(error.source(), |&cause| cause.source()).collect();
     if causes.iter().any(|cause| cause.is::<RefusedAddress>()) {
         return refused(url);
     }
@@ -233,8 +234,7 @@ impl Resolve for GuardedResolver {
         Box::pin(async move {
             // Port 0: the client puts the URL's port in its place.
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let permitted: Vec<SocketAddr> =
-                found.into_iter().filter(|address| policy.permits(address.ip())).collect();
+            let permitted: Vec<SocketAddr> = found.into_iter().filter(|address| policy.permits(address.ip())).collect();
             if permitted.is_empty() {
                 return Err(RefusedAddress.into());
             }
