@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod binary;
+mod demo;
 mod images;
 mod kafka_source;
 mod kafka_support;
