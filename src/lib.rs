@@ -8,9 +8,12 @@
 //! queries  request -> permit -> encoder (queries first) -> search -> rank -> respond
 //! ```
 
+pub mod cli;
 pub mod config;
 pub mod encode;
 pub mod error;
+pub mod eval;
+pub mod feed;
 pub mod image;
 pub mod ingest;
 pub mod kafka;

@@ -1,21 +1,157 @@
-//! Logs, signals, the admin endpoints.
+//! What every long-running command needs: logs, signals, and the admin endpoints.
 
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::metrics::Metrics;
 
 /// Section `[log]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogConfig {
-    /// error, warn, info, debug, trace, or directives such as "info,feedlens::kafka=debug".
+    /// A level, or tracing directives.
     pub level: String,
-    /// "auto": readable on a terminal, JSON elsewhere. Or "text", "json".
-    pub format: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a line of log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
 }
 
 /// Section `[admin]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
-    /// /metrics, /livez, /readyz. Empty: none.
+    /// Address; empty: no admin endpoints.
     pub listen: String,
+}
+
+/// Sends logs to stderr. Call once.
+///
+/// # Errors
+/// `log.level` is not a level or directive.
+pub fn start_logs(config: &LogConfig) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.level).with_context(|| {
+        format!("log.level = {:?} is neither a level (error, warn, info, debug, trace) nor directives", config.level)
+    })?;
+    let on_terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Auto if !on_terminal => builder.json().flatten_event(true).init(),
+        LogFormat::Auto | LogFormat::Text => builder.with_ansi(on_terminal).with_target(false).init(),
+    }
+    Ok(())
+}
+
+/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once with exit code 1.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn shutdown_on_signal() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        for stop_at_once in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop_at_once {
+                tracing::warn!("second signal: stopping at once; what was in flight comes again from Kafka");
+                std::process::exit(1);
+            }
+            tracing::info!("stopping: finishing what is in flight; a second signal stops at once");
+            cancelled.cancel();
+        }
+    });
+    Ok(token)
+}
+
+/// Whether the worker can do its work: `Err` says what is wrong.
+pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>;
+
+#[derive(Clone)]
+struct Admin {
+    metrics: Arc<Metrics>,
+    ready: Readiness,
+}
+
+/// Binds a port, with an error that says which key to change.
+///
+/// # Errors
+/// The address is malformed or taken.
+pub async fn bind(listen: &str, key: &str) -> Result<TcpListener> {
+    let address: SocketAddr =
+        listen.parse().with_context(|| format!("{key} = {listen:?} is not of the form address:port"))?;
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {listen} (set {key} to a free address:port)"))
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` until `shutdown`, from a task of its own.
+///
+/// # Errors
+/// The address is malformed or taken.
+pub async fn start_admin(
+    config: &AdminConfig,
+    metrics: Arc<Metrics>,
+    ready: Readiness,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    if config.listen.is_empty() {
+        return Ok(());
+    }
+    let listener = bind(&config.listen, "admin.listen").await?;
+    let router = Router::new()
+        .route("/metrics", get(render_metrics))
+        .route("/livez", get(async || Json(serde_json::json!({"status": "ok"}))))
+        .route("/readyz", get(readyz))
+        .with_state(Admin { metrics, ready });
+    tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin endpoints stopped");
+        }
+    });
+    Ok(())
+}
+
+async fn render_metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    match (admin.ready)().await {
+        Ok(()) => (StatusCode::OK, Json(serde_json::json!({"status": "ready"}))),
+        Err(error) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(serde_json::json!({"status": "not ready", "reason": format!("{error:#}")})),
+        ),
+    }
 }

@@ -6,6 +6,7 @@
 
 pub mod batcher;
 pub mod bundle;
+pub mod encoder;
 pub mod onnx;
 pub mod preprocess;
 pub mod tokenizer;

@@ -1,7 +1,18 @@
 //! The encoder's threads, and the handle through which everyone else uses them.
+//!
+//! Workers share one queue for each tower. Feed items hold a permit of a bounded queue; queries do not, they are
+//! bounded by the query worker's own permits, and must never wait behind the feed.
 
-use crate::encode::{PreparedImage, PreparedText};
-use crate::error::Fault;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::encode::batcher::{Batch, Batcher};
+use crate::encode::{Encode, EncoderConfig, PreparedImage, PreparedText, Tower, normalise};
+use crate::error::{Fault, Outage, Reason};
+use crate::metrics::Metrics;
 
 /// Who waits for an item: a person (never waits for a batch to fill) or the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,26 +23,340 @@ pub enum Priority {
     Query,
 }
 
-/// The encoder, for everyone who does not run it: cheap to clone.
+/// How often the busy ratio is computed, and the longest that an idle worker sleeps.
+const BUSY_INTERVAL: Duration = Duration::from_secs(1);
+
+struct Item<T> {
+    input: T,
+    reply: oneshot::Sender<Result<Vec<f32>, Fault>>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+struct Queues {
+    images: Batcher<Item<PreparedImage>>,
+    texts: Batcher<Item<PreparedText>>,
+    /// No more items come: all handles are gone, or a worker died.
+    closed: bool,
+    workers_alive: usize,
+    busy_since: Instant,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    arrived: Condvar,
+    image_room: Arc<Semaphore>,
+    text_room: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    provider: String,
+    workers: usize,
+    busy_nanoseconds: AtomicU64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        // A worker that panicked closed the queues; what they hold is still whole.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.arrived.notify_all();
+        self.image_room.close();
+        self.text_room.close();
+    }
+}
+
+struct CloseOnDrop(Arc<Shared>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Ends with its worker's thread, for whatever reason: nobody waits for a dead worker.
+struct WorkerGuard(Arc<Shared>);
+
+impl Drop for WorkerGuard {
+    fn drop(&mut self) {
+        self.0.close();
+        let mut queues = self.0.lock();
+        queues.workers_alive -= 1;
+        if queues.workers_alive == 0 {
+            // Dropping an item answers its caller.
+            while queues.images.take_any().is_some() {}
+            while queues.texts.take_any().is_some() {}
+        }
+    }
+}
+
+/// The encoder, for everyone who does not run it: cheap to clone. When the last clone is gone, the workers end.
 #[derive(Clone)]
-pub struct EncoderHandle {}
+pub struct EncoderHandle {
+    shared: Arc<CloseOnDrop>,
+}
 
 impl EncoderHandle {
-    /// The L2-normalised vector of a picture. Waits for room in the queue.
+    /// Starts one thread for each encoder. `provider` is the label of `encode_seconds`.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn start(
+        encoders: Vec<Box<dyn Encode>>,
+        config: &EncoderConfig,
+        provider: &str,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queues: Mutex::new(Queues {
+                images: Batcher::new(config.max_batch_images, config.max_batch_wait),
+                texts: Batcher::new(config.max_batch_texts, config.max_batch_wait),
+                closed: false,
+                workers_alive: encoders.len(),
+                busy_since: Instant::now(),
+            }),
+            arrived: Condvar::new(),
+            image_room: Arc::new(Semaphore::new(config.queue_items)),
+            text_room: Arc::new(Semaphore::new(config.queue_items)),
+            metrics,
+            provider: provider.to_owned(),
+            workers: encoders.len(),
+            busy_nanoseconds: AtomicU64::new(0),
+        });
+        let handle = Self { shared: Arc::new(CloseOnDrop(shared.clone())) };
+        for (index, encoder) in encoders.into_iter().enumerate() {
+            let worker = WorkerGuard(shared.clone());
+            std::thread::Builder::new().name(format!("encoder-{index}")).spawn(move || work(&worker.0, encoder))?;
+        }
+        Ok(handle)
+    }
+
+    /// The L2-normalised vector of a picture. The feed waits for room in the queue.
     ///
     /// # Errors
     /// [`Fault::Reject`] where this very item has no finite vector, [`Fault::Retry`] where the encoder is gone.
     pub async fn image(&self, image: PreparedImage, priority: Priority) -> Result<Vec<f32>, Fault> {
-        let _ = (image, priority);
-        Err(Fault::fatal("skeleton"))
+        self.submit(image, priority, &self.shared.0.image_room, |queues| &mut queues.images).await
     }
 
-    /// The L2-normalised vector of a text. Waits for room in the queue.
+    /// The L2-normalised vector of a text. The feed waits for room in the queue.
     ///
     /// # Errors
     /// As [`Self::image`].
     pub async fn text(&self, text: PreparedText, priority: Priority) -> Result<Vec<f32>, Fault> {
-        let _ = (text, priority);
-        Err(Fault::fatal("skeleton"))
+        self.submit(text, priority, &self.shared.0.text_room, |queues| &mut queues.texts).await
+    }
+
+    async fn submit<T>(
+        &self,
+        input: T,
+        priority: Priority,
+        room: &Arc<Semaphore>,
+        queue: impl FnOnce(&mut Queues) -> &mut Batcher<Item<T>>,
+    ) -> Result<Vec<f32>, Fault> {
+        let room = match priority {
+            Priority::Query => None,
+            Priority::Feed => Some(room.clone().acquire_owned().await.map_err(|_| gone())?),
+        };
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut queues = self.shared.0.lock();
+            if queues.closed {
+                return Err(gone());
+            }
+            queue(&mut queues).push(Item { input, reply, _room: room }, priority, Instant::now());
+        }
+        self.shared.0.arrived.notify_one();
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+fn gone() -> Fault {
+    Fault::retry(Outage::Encoder, "the encoder has stopped")
+}
+
+enum Due {
+    Images(Batch<Item<PreparedImage>>),
+    Texts(Batch<Item<PreparedText>>),
+}
+
+fn work(shared: &Shared, mut encoder: Box<dyn Encode>) {
+    while let Some(due) = next(shared) {
+        let started = Instant::now();
+        match due {
+            Due::Images(batch) => {
+                observe(shared, Tower::Image, &batch);
+                reply(batch, &mut |inputs| encoder.images(inputs));
+                observe_run(shared, Tower::Image, started);
+            }
+            Due::Texts(batch) => {
+                observe(shared, Tower::Text, &batch);
+                reply(batch, &mut |inputs| encoder.texts(inputs));
+                observe_run(shared, Tower::Text, started);
+            }
+        }
+    }
+}
+
+/// The batch that is due first; queries of either tower before the feed. Blocks until there is one; `None`: closed and
+/// empty.
+fn next(shared: &Shared) -> Option<Due> {
+    let mut queues = shared.lock();
+    loop {
+        let now = Instant::now();
+        update_gauges(shared, &mut queues, now);
+        let images_first = match (queues.images.has_query(), queues.texts.has_query()) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => match (queues.images.due(), queues.texts.due()) {
+                (Some(images), Some(texts)) => images <= texts,
+                (images, _) => images.is_some(),
+            },
+        };
+        let due = match (images_first, queues.closed) {
+            (true, false) => queues.images.take(now).map(Due::Images),
+            (false, false) => queues.texts.take(now).map(Due::Texts),
+            (true, true) => queues.images.take_any().map(Due::Images),
+            (false, true) => queues.texts.take_any().map(Due::Texts),
+        };
+        if due.is_some() {
+            return due;
+        }
+        if queues.closed {
+            return None;
+        }
+        let earliest = [queues.images.due(), queues.texts.due()].into_iter().flatten().min();
+        let wait = earliest.map_or(BUSY_INTERVAL, |due| due.saturating_duration_since(now).min(BUSY_INTERVAL));
+        queues = shared.arrived.wait_timeout(queues, wait).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+fn update_gauges(shared: &Shared, queues: &mut Queues, now: Instant) {
+    let depth = &shared.metrics.queue_depth;
+    depth.with_label_values(&["encode_image"]).set(queues.images.len() as i64);
+    depth.with_label_values(&["encode_text"]).set(queues.texts.len() as i64);
+    let interval = now.saturating_duration_since(queues.busy_since);
+    if interval >= BUSY_INTERVAL {
+        let busy = Duration::from_nanos(shared.busy_nanoseconds.swap(0, Ordering::Relaxed));
+        let ratio = busy.as_secs_f64() / (interval.as_secs_f64() * shared.workers as f64);
+        shared.metrics.encoder_busy_ratio.set(ratio.min(1.0));
+        queues.busy_since = now;
+    }
+}
+
+fn observe<T>(shared: &Shared, tower: Tower, batch: &Batch<T>) {
+    let tower = [tower.as_str()];
+    shared.metrics.batch_size.with_label_values(&tower).observe(batch.items.len() as f64);
+    shared.metrics.batch_wait_seconds.with_label_values(&tower).observe(batch.waited.as_secs_f64());
+}
+
+fn observe_run(shared: &Shared, tower: Tower, started: Instant) {
+    let elapsed = started.elapsed();
+    shared.busy_nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    let labels = [tower.as_str(), shared.provider.as_str()];
+    shared.metrics.encode_seconds.with_label_values(&labels).observe(elapsed.as_secs_f64());
+}
+
+type Encoded = Result<Vec<Vec<f32>>, Fault>;
+
+fn reply<T>(batch: Batch<Item<T>>, encode: &mut dyn FnMut(&[T]) -> Encoded) {
+    // A caller that gave up (a search past its time) is not worth encoding for.
+    let waiting = batch.items.into_iter().filter(|item| !item.reply.is_closed());
+    let (inputs, replies): (Vec<_>, Vec<_>) = waiting.map(|item| (item.input, (item.reply, item._room))).unzip();
+    let mut answers = Vec::with_capacity(inputs.len());
+    encode_split(&inputs, encode, &mut answers);
+    for ((reply, _room), answer) in replies.into_iter().zip(answers) {
+        // A closed reply: the caller gave up meanwhile.
+        let _ = reply.send(answer);
+    }
+}
+
+/// Encodes a batch; one that fails is halved until the item at fault stands alone, and the others go on.
+fn encode_split<T>(
+    inputs: &[T],
+    encode: &mut dyn FnMut(&[T]) -> Encoded,
+    answers: &mut Vec<Result<Vec<f32>, Fault>>,
+) {
+    if inputs.is_empty() {
+        return;
+    }
+    match encode(inputs) {
+        Ok(rows) => answers.extend(rows.into_iter().map(|row| {
+            normalise(row)
+                .ok_or_else(|| Fault::reject(Reason::EncodeFailed, "the encoder gave no finite, non-zero vector"))
+        })),
+        Err(Fault::Reject { .. }) if inputs.len() > 1 => {
+            let (left, right) = inputs.split_at(inputs.len() / 2);
+            encode_split(left, encode, answers);
+            encode_split(right, encode, answers);
+        }
+        Err(fault) => answers.extend(inputs.iter().map(|_| Err(fault.clone()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Deterministic: a text's features are its first id and 1; an id of 13 cannot be encoded, one of 0 gives zeros.
+    struct TestEncoder;
+
+    impl Encode for TestEncoder {
+        fn images(&mut self, batch: &[PreparedImage]) -> Encoded {
+            Ok(batch.iter().map(|image| vec![f32::from(image.rgb[0]), 1.0]).collect())
+        }
+
+        fn texts(&mut self, batch: &[PreparedText]) -> Encoded {
+            if batch.iter().any(|text| text.ids[0] == 13) {
+                return Err(Fault::reject(Reason::EncodeFailed, "thirteen"));
+            }
+            Ok(batch.iter().map(|text| vec![text.ids[0] as f32, f32::from(text.ids[0] != 0)]).collect())
+        }
+    }
+
+    fn start(max_batch: usize) -> (EncoderHandle, Arc<Metrics>) {
+        let mut config = crate::config::Config::load(&[], &Default::default()).expect("defaults load").encoder;
+        config.max_batch_texts = max_batch;
+        let metrics = Arc::new(Metrics::new());
+        let handle = EncoderHandle::start(vec![Box::new(TestEncoder)], &config, "test", metrics.clone());
+        (handle.expect("starts"), metrics)
+    }
+
+    fn text(id: i64) -> PreparedText {
+        PreparedText { ids: vec![id] }
+    }
+
+    #[tokio::test]
+    async fn an_item_that_fails_does_not_take_its_batch_along() {
+        let (handle, metrics) = start(32);
+        let ids = (1..=32).collect::<Vec<_>>();
+        let answers =
+            futures::future::join_all(ids.iter().map(|id| handle.text(text(*id), Priority::Feed))).await;
+        for (id, answer) in ids.iter().zip(answers) {
+            if *id == 13 {
+                assert!(matches!(answer, Err(Fault::Reject { reason: Reason::EncodeFailed, .. })));
+            } else {
+                let expected = normalise(vec![*id as f32, 1.0]).expect("finite");
+                assert_eq!(answer.expect("encoded"), expected);
+            }
+        }
+        assert_eq!(metrics.batch_size.with_label_values(&["text"]).get_sample_count(), 1, "one batch of 32");
+    }
+
+    #[tokio::test]
+    async fn zero_vector_is_rejected_not_stored() {
+        let (handle, _) = start(1);
+        let answer = handle.text(text(0), Priority::Feed).await;
+        assert!(matches!(answer, Err(Fault::Reject { reason: Reason::EncodeFailed, .. })));
+    }
+
+    #[tokio::test]
+    async fn callers_learn_that_a_worker_died() {
+        let (handle, _) = start(1);
+        let image = PreparedImage { rgb: vec![] };
+        let answer = handle.image(image, Priority::Query).await;
+        assert!(matches!(answer, Err(Fault::Retry { outage: Outage::Encoder, .. })));
+        let later = handle.text(text(1), Priority::Feed).await;
+        assert!(matches!(later, Err(Fault::Retry { outage: Outage::Encoder, .. })), "the queue is closed");
     }
 }

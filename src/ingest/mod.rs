@@ -1,7 +1,36 @@
 //! The ingest worker: all wiring on one screen.
+//!
+//! ```text
+//! Kafka -> source ------> prepare (a task a post) ------> write (batches) -> durable -> settle -> commit
+//!          max_inflight_posts    | Reject                  write_batch each,
+//!          max_inflight_bytes    +-> dead letter -> settle  write_parallel at a time
+//! ```
+//! A message holds its permits (count and bytes) until it is settled, so that these two limits bound the memory of the
+//! whole pipe, and the source pauses when they are used up.
 
-use serde::{Deserialize, Serialize};
+pub mod backoff;
+pub mod prepare;
+pub mod progress;
+pub mod write;
+
+use std::sync::Arc;
 use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::encode::encoder::Encoder;
+use crate::error::Fault;
+use crate::ingest::prepare::Preparer;
+use crate::ingest::write::{Pending, Writer};
+use crate::kafka::dead_letter::DeadLetters;
+use crate::kafka::source::{Envelope, InflightLimits, Source, Subscription};
+use crate::metrics::Metrics;
+use crate::store::SharedStore;
 
 /// Section `[ingest]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -42,5 +71,101 @@ impl IngestConfig {
             self.write_batch
         );
         Ok(())
+    }
+}
+
+/// What the ingest worker works with; the demo shares it with the query worker.
+#[derive(Clone)]
+pub struct IngestParts {
+    /// The model.
+    pub encoder: Encoder,
+    /// The vector store.
+    pub store: SharedStore,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Indexes the posts topic until `shutdown`, then finishes what is in flight within `ingest.drain_timeout` and commits.
+///
+/// # Errors
+/// The brokers do not answer at the start, or a stage says that going on is wrong.
+pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
+    let IngestParts { encoder, store, metrics } = parts;
+    let (posts, images) = (config.posts.clone(), config.images.clone());
+    let preparer = Arc::new(Preparer::new(encoder, posts, images, metrics.clone())?);
+    let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
+    let writer =
+        Arc::new(Writer { store, dead_letters, config: config.ingest.clone(), metrics: metrics.clone() });
+    let subscription =
+        Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
+    let limits =
+        InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
+    let drain = config.ingest.drain_timeout;
+    let (source, envelopes) = Source::start(&config.kafka, subscription, limits, drain, metrics.clone()).await?;
+
+    let (to_write, pending) = mpsc::channel(config.ingest.write_batch);
+    let mut stages = JoinSet::new();
+    stages.spawn(prepare_all(preparer, writer.clone(), envelopes, to_write));
+    stages.spawn(writer.run(pending));
+    let progress = tokio::spawn(progress::report(metrics));
+
+    let stopped = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        Some(ended) = stages.join_next() => Err(stage_error(ended)),
+    };
+    let report = source.stop(if stopped.is_ok() { drain } else { Duration::ZERO }).await;
+    progress.abort();
+    tracing::info!(settled = report.settled, abandoned = report.abandoned, "ingest stopped");
+    stopped
+}
+
+/// Prepares every message in a task of its own; the permits that messages hold bound their number.
+async fn prepare_all(
+    preparer: Arc<Preparer>,
+    writer: Arc<Writer>,
+    mut envelopes: mpsc::Receiver<Envelope>,
+    to_write: mpsc::Sender<Pending>,
+) -> Result<(), Fault> {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(done) = tasks.join_next() => flatten(done)?,
+            envelope = envelopes.recv() => {
+                let Some(envelope) = envelope else { break };
+                tasks.spawn(prepare_one(preparer.clone(), writer.clone(), envelope, to_write.clone()));
+            }
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        flatten(done)?;
+    }
+    Ok(())
+}
+
+async fn prepare_one(
+    preparer: Arc<Preparer>,
+    writer: Arc<Writer>,
+    envelope: Envelope,
+    to_write: mpsc::Sender<Pending>,
+) -> Result<(), Fault> {
+    match preparer.prepare(&envelope).await {
+        Ok(write) => to_write
+            .send(Pending { envelope, write })
+            .await
+            .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
+        Err(Fault::Reject { reason, detail }) => writer.reject(envelope, reason, &detail).await,
+        Err(fault) => Err(fault),
+    }
+}
+
+fn flatten(done: Result<Result<(), Fault>, JoinError>) -> Result<(), Fault> {
+    done.unwrap_or_else(|error| Err(Fault::fatal(format!("a task of the pipe died: {error}"))))
+}
+
+fn stage_error(ended: Result<Result<(), Fault>, JoinError>) -> anyhow::Error {
+    match flatten(ended) {
+        Ok(()) => anyhow!("a stage of the pipe ended before the source. This is a bug."),
+        Err(fault) => anyhow!("{fault}"),
     }
 }

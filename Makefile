@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all the set-up that they need; see README.md.
+CARGO ?= cargo
+BINARY := target/release/feedlens
+
+.PHONY: help setup build demo test lint bench services services-stop
+
+help:
+	@echo "make demo [ONCE=1] [RATE=n]   try it: everything in one process, then the page on http://127.0.0.1:8080"
+	@echo "make build                    $(BINARY)"
+	@echo "make test                     all tests, on a real Kafka too"
+	@echo "make lint                     formatting, clippy, shell scripts"
+	@echo "make bench                    throughput of the pipe beside its bare parts"
+	@echo "make services                 a real Kafka (and Qdrant, where there is one) for the integration tests"
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	$(CARGO) build --release --locked
+
+demo: build
+	$(BINARY) demo $(if $(ONCE),--once) $(if $(RATE),--rate $(RATE))
+
+test:
+	@scripts/setup.sh tests
+	scripts/test.sh
+
+lint:
+	@scripts/setup.sh
+	scripts/lint.sh
+
+bench: setup
+	$(CARGO) bench --locked
+
+services:
+	@scripts/setup.sh tests
+	scripts/services.sh start
+
+services-stop:
+	scripts/services.sh stop

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Makes a Debian or Ubuntu machine ready: system packages, and the ONNX Runtime library in .cache/onnxruntime.
+#   scripts/setup.sh          what building and running need
+#   scripts/setup.sh tests    and what the tests need (a headless browser, Java for a real Kafka)
+# Run again at any time: what is there is left alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The version that the tests run with. The program takes any from 1.22 on.
+ONNXRUNTIME_VERSION=1.31.1
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+command -v cargo >/dev/null || die "cargo is not on the PATH: install the Rust toolchain (rustup, version 1.95 or later) first"
+command -v python3 >/dev/null || die "python3 is not on the PATH: install Python 3 with pip (package python3-pip) first"
+
+# Each line: a package, and a test that it is there.
+packages_missing() {
+  local missing=()
+  need() { # PACKAGE CONDITION...
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing+=("$package")
+  }
+  # librdkafka and OpenSSL's bindings compile C and C++.
+  need build-essential sh -c 'command -v cc && command -v c++ && command -v make'
+  need pkg-config command -v pkg-config
+  need libssl-dev pkg-config --exists openssl
+  need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
+  if [ "${1:-}" = tests ]; then
+    need chromium command -v chromium
+    need chromium-driver command -v chromedriver
+    need openjdk-17-jre-headless command -v java
+    need maven command -v mvn
+  fi
+  printf '%s\n' "${missing[@]:-}"
+}
+
+install_packages() {
+  local missing
+  missing=$(packages_missing "$@" | tr '\n' ' ' | sed 's/ *$//')
+  [ -n "$missing" ] || return 0
+  local as_root=()
+  if [ "$(id -u)" != 0 ]; then
+    if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then as_root=(sudo); else
+      die "these packages are missing, and this user may not install them; run: sudo apt-get install $missing"
+    fi
+  fi
+  command -v apt-get >/dev/null || die "these are missing, and there is no apt-get here: $missing (Debian's package names)"
+  say "installing $missing"
+  "${as_root[@]}" apt-get update -qq >&2 || say "apt-get update failed; trying with the lists that are there"
+  # shellcheck disable=SC2086 # a list of words
+  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends $missing >&2 ||
+    die "apt-get could not install $missing; install them by hand and run this again"
+}
+
+fetch_onnxruntime() {
+  local target=.cache/onnxruntime
+  if [ -n "${ORT_DYLIB_PATH:-}" ] || compgen -G "$target/libonnxruntime.so*" >/dev/null; then return 0; fi
+  say "taking the ONNX Runtime library out of the onnxruntime wheel, version $ONNXRUNTIME_VERSION"
+  local download
+  download=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder's name now
+  trap "rm -rf '$download'" EXIT
+  # Any Python 3 serves to unpack; the wheel is asked for by a Python version that it was built for.
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+    --dest "$download" "onnxruntime==$ONNXRUNTIME_VERSION" >&2 ||
+    die "pip could not fetch onnxruntime $ONNXRUNTIME_VERSION; set ORT_DYLIB_PATH to a libonnxruntime.so instead"
+  mkdir -p "$target"
+  python3 - "$download" "$target" <<'PYTHON'
+import pathlib, sys, zipfile
+[wheel] = pathlib.Path(sys.argv[1]).glob("onnxruntime-*.whl")
+target = pathlib.Path(sys.argv[2])
+with zipfile.ZipFile(wheel) as files:
+    for name in files.namelist():
+        if pathlib.PurePosixPath(name).name.startswith("libonnxruntime.so"):
+            # Renamed when whole, so that an interrupted run leaves no half library behind.
+            part = target / "part"
+            part.write_bytes(files.read(name))
+            part.rename(target / pathlib.PurePosixPath(name).name)
+PYTHON
+}
+
+install_packages "$@"
+fetch_onnxruntime

@@ -1,0 +1,285 @@
+//! `feedlens demo`: a broker, both workers and the store in one process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{SecondsFormat, Utc};
+use clap::Args;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use serde_json::Value as Json;
+use tokio_util::sync::CancellationToken;
+use toml::Value;
+
+use crate::cli::{produce, query, start, table};
+use crate::config::Config;
+use crate::error::Reason;
+use crate::feed::{Feed, Message};
+use crate::ingest::{self, IngestParts};
+use crate::kafka::embedded::EmbeddedBroker;
+use crate::kafka::producer::Producer;
+use crate::metrics::Metrics;
+use crate::post::ImageSource;
+use crate::query::request::SearchRequest;
+use crate::query::service::{SearchService, Source};
+use crate::service;
+
+/// Topics that the demo asks when the feed is in; a person should nod at the answers.
+const SAMPLE_TOPICS: [&str; 4] = ["水果", "交通工具", "红苹果", "a flying animal"];
+/// A picture of the bundled feed that the demo asks with.
+const SAMPLE_PICTURE: &str = "images/1f431.png";
+/// Partitions of the embedded broker's topics.
+const PARTITIONS: i32 = 4;
+/// Posts sent and not yet settled, at most: the embedded broker keeps 5 MiB a partition and drops the oldest.
+const MAX_BEHIND: u64 = 400;
+
+/// Try it: Kafka, both workers and Qdrant's engine in this process, on the bundled feed
+///
+/// Streams the feed through an embedded Kafka broker and the bundled model into an embedded Qdrant, prints sample topics
+/// with their five best posts, then serves the page until Ctrl-C.
+#[derive(Args)]
+pub struct Arguments {
+    /// End after the sample topics
+    #[arg(long)]
+    once: bool,
+    /// Posts to stream, JSON lines
+    #[arg(long, value_name = "FILE", default_value = "demo/feed.jsonl")]
+    posts: PathBuf,
+    /// Keep the store in this folder; otherwise in a temporary one
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Keep going as a live feed: N posts a second, starting over (as edits) at the end of the file
+    #[arg(long, value_name = "N", conflicts_with = "once")]
+    rate: Option<f64>,
+}
+
+impl Arguments {
+    /// What the demo wants of the configuration; files, environment and --set still win.
+    pub fn presets(&self) -> Vec<(String, Value)> {
+        let mut presets = vec![
+            ("store.kind", Value::from("edge")),
+            ("log.level", Value::from("warn,feedlens::ingest=info")),
+            ("log.format", Value::from("text")),
+        ];
+        let dir = self.data_dir.as_ref().map(|dir| dir.display().to_string());
+        presets.extend(dir.map(|dir| ("store.edge.dir", Value::from(dir))));
+        presets.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Runs the demo.
+    pub async fn run(self, mut config: Config) -> Result<()> {
+        let started = Instant::now();
+        let pause = produce::pause(self.rate)?;
+        let shutdown = service::shutdown_on_signal()?;
+        let temporary = match &self.data_dir {
+            None => Some(TemporaryFolder::new()?),
+            Some(_) => None,
+        };
+        if let Some(folder) = &temporary {
+            config.store.edge.dir = folder.0.join("edge");
+        }
+        // Opened first: a wrong --posts should not cost a model's loading time.
+        let feed = Feed::open(&self.posts)?;
+        let topics = [&config.kafka.posts_topic, &config.kafka.dead_letter_topic];
+        let broker = EmbeddedBroker::start(&topics.map(|topic| (topic.as_str(), PARTITIONS)))?;
+        config.kafka.brokers = broker.bootstrap().to_owned();
+        // The requests topic is for other programs, and none of them can know this broker.
+        config.query.kafka = false;
+
+        let metrics = Arc::new(Metrics::new());
+        let encoder = start::encoder(&config, &metrics).await?;
+        let store = start::open_store(&config, &encoder).await?;
+        let search = query::search_service(&config, &encoder, &store, &metrics)?;
+        let listener = if self.once { None } else { Some(service::bind(&config.query.listen, "query.listen").await?) };
+        if !self.once {
+            let ready = start::readiness(encoder.clone(), store.clone());
+            service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
+        }
+        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone() };
+        // Ends with the demo, and ends the demo when it fails.
+        let stop_ingest = CancellationToken::new();
+        let ingest = tokio::spawn({
+            let (config, stop) = (config.clone(), stop_ingest.clone());
+            async move { ingest::run(&config, parts, stop).await }
+        });
+
+        let story = async {
+            let producer = Producer::new(&config.kafka)?;
+            let sender = Sender { producer: &producer, topic: &config.kafka.posts_topic, metrics: &metrics, pause };
+            let served = serve(listener, &config, &search, shutdown.clone());
+            tokio::pin!(served);
+            // The page is there from the start, and shows the feed coming in.
+            tokio::select! {
+                served = &mut served => return served,
+                told = tell(&self, feed, &sender, &search, started) => told?,
+            }
+            if self.once {
+                return Ok(());
+            }
+            println!("\nthe page: http://{}   metrics: http://{}/metrics   (Ctrl-C ends)", config.query.listen, config.admin.listen);
+            tokio::select! {
+                served = &mut served => served,
+                failed = keep_going(&self, &sender) => failed,
+            }
+        };
+        let told = tokio::select! {
+            told = story => told,
+            () = shutdown.cancelled() => Ok(()),
+        };
+        stop_ingest.cancel();
+        let ended = ingest.await.context("ingest panicked")?;
+        store.close().await?;
+        told.and(ended)
+    }
+}
+
+/// Removed when the demo ends.
+struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("feedlens-demo-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}; name another with --data-dir", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        // What cannot be removed is the temporary folder's to clean.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn serve(
+    listener: Option<tokio::net::TcpListener>,
+    config: &Config,
+    search: &Arc<SearchService>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    match listener {
+        Some(listener) => crate::query::http::run(listener, &config.query, search.clone(), shutdown).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends the feed once, waits until all of it is settled, asks the sample topics.
+async fn tell(
+    arguments: &Arguments,
+    feed: Feed,
+    sender: &Sender<'_>,
+    search: &SearchService,
+    started: Instant,
+) -> Result<()> {
+    println!("streaming {} through Kafka, CLIP and Qdrant's engine", arguments.posts.display());
+    let began = Instant::now();
+    let sent = sender.send_all(feed).await?;
+    sender.wait_until_settled(sent).await;
+    let indexed = sender.metrics.posts_indexed.get();
+    println!(
+        "indexed {indexed} posts in {:.1} s; {} bad posts are in the dead-letter topic:",
+        began.elapsed().as_secs_f64(),
+        ingest::progress::dead_lettered(sender.metrics)
+    );
+    for reason in Reason::ALL {
+        let count = sender.metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]).get();
+        if count > 0 {
+            println!("  {count:>4}  {reason}");
+        }
+    }
+    for topic in SAMPLE_TOPICS {
+        answer(search, topic, SearchRequest::topic(topic, search.config())).await?;
+    }
+    let picture = arguments.posts.parent().unwrap_or(Path::new("")).join(SAMPLE_PICTURE);
+    if let Ok(bytes) = tokio::fs::read(&picture).await {
+        let source = ImageSource::Base64(STANDARD.encode(bytes));
+        let request = SearchRequest::picture(source, search.config());
+        answer(search, &format!("the picture {}", picture.display()), request).await?;
+    }
+    println!("\nfirst to last answer {:.1} s after the start", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn answer(search: &SearchService, title: &str, request: SearchRequest) -> Result<()> {
+    match search.search(request, Source::Cli).await {
+        Ok(response) => {
+            println!("\n{title}  ({:.1} ms)", response.took_ms);
+            print!("{}", table::render(&response));
+            Ok(())
+        }
+        Err(error) => bail!("the sample topic {title:?} was not answered: {error}"),
+    }
+}
+
+/// With --rate: the feed again and again, each time as edits of the same posts.
+async fn keep_going(arguments: &Arguments, sender: &Sender<'_>) -> Result<()> {
+    if arguments.rate.is_none() {
+        return std::future::pending().await;
+    }
+    loop {
+        sender.send_all(Feed::open(&arguments.posts)?).await?;
+    }
+}
+
+struct Sender<'a> {
+    producer: &'a Producer,
+    topic: &'a str,
+    metrics: &'a Metrics,
+    pause: Duration,
+}
+
+impl Sender<'_> {
+    /// Sends a feed, never further ahead of ingest than the embedded broker can hold; returns how many were sent.
+    async fn send_all(&self, feed: Feed) -> Result<u64> {
+        let mut messages = produce::read_in_background(feed);
+        let before = self.settled();
+        let mut sending = FuturesUnordered::new();
+        let mut ticks = tokio::time::interval(self.pause.max(Duration::from_nanos(1)));
+        let mut sent = 0;
+        while let Some(message) = messages.recv().await {
+            if !self.pause.is_zero() {
+                ticks.tick().await;
+            }
+            while before + sent > self.settled() + MAX_BEHIND {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            sending.push(produce::send(self.producer, self.topic, edited(message?)));
+            sent += 1;
+            while let Some(Some(done)) = futures::FutureExt::now_or_never(sending.next()) {
+                done?;
+            }
+        }
+        while let Some(done) = sending.next().await {
+            done?;
+        }
+        Ok(sent)
+    }
+
+    async fn wait_until_settled(&self, count: u64) {
+        while self.settled() < count {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    fn settled(&self) -> u64 {
+        self.metrics.posts_indexed.get() + self.metrics.posts_deleted.get() + ingest::progress::dead_lettered(self.metrics)
+    }
+}
+
+/// The post as written just now: the embedded broker forgets its offsets with the process, so that with --data-dir
+/// only a version of the post's own keeps the order across starts.
+fn edited(mut message: Message) -> Message {
+    let Ok(Json::Object(mut post)) = serde_json::from_slice(&message.value) else { return message };
+    let now = Utc::now();
+    post.entry("version").or_insert(now.timestamp_millis().into());
+    post.entry("created_at").or_insert(now.to_rfc3339_opts(SecondsFormat::Secs, true).into());
+    if let Ok(value) = serde_json::to_vec(&post) {
+        message.value = value;
+    }
+    message
+}

@@ -1,0 +1,37 @@
+//! `feedlens ingest`.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::start;
+use crate::config::Config;
+use crate::ingest::{self, IngestParts};
+use crate::kafka;
+use crate::metrics::Metrics;
+use crate::service;
+
+/// Index posts from Kafka: encode, store, commit; runs until SIGTERM
+///
+/// On SIGTERM or Ctrl-C it finishes what is in flight within ingest.drain_timeout and commits; a second signal stops at
+/// once. Run as many as the topic has partitions.
+#[derive(Args)]
+pub struct Arguments {}
+
+impl Arguments {
+    /// Runs the worker.
+    pub async fn run(self, config: Config) -> Result<()> {
+        let shutdown = service::shutdown_on_signal()?;
+        kafka::check_reachable(&config.kafka).await?;
+        let metrics = Arc::new(Metrics::new());
+        let encoder = start::encoder(&config, &metrics).await?;
+        let store = start::open_store(&config, &encoder).await?;
+        let ready = start::readiness(encoder.clone(), store.clone());
+        service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
+        let parts = IngestParts { encoder, store: store.clone(), metrics };
+        let ended = ingest::run(&config, parts, shutdown).await;
+        store.close().await?;
+        ended
+    }
+}

@@ -1,0 +1,112 @@
+//! The command line: one thin file a command. Results go to stdout, logs and progress to stderr.
+
+mod configuration;
+mod demo;
+mod eval;
+mod ingest;
+mod produce;
+mod query;
+mod search;
+mod start;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use toml::Value;
+
+use crate::config::{Config, Overrides};
+
+/// Exit code for wrong use and wrong configuration; clap uses the same.
+const EXIT_USAGE: u8 = 2;
+
+/// Makes a social-media feed searchable while it arrives.
+///
+/// Posts come from Kafka; their pictures and captions are encoded by a CLIP model in ONNX Runtime and written to
+/// Qdrant; topics in Chinese or English, or pictures, are answered with the best posts.
+#[derive(Parser)]
+#[command(name = "feedlens", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Start with `feedlens demo`: it needs no Kafka, no Qdrant and no configuration.")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+struct Global {
+    /// Configuration file (TOML); repeatable, later files win
+    #[arg(long = "config", value_name = "FILE", global = true, help_heading = "Configuration")]
+    files: Vec<PathBuf>,
+    /// Set one key, such as --set kafka.brokers=host:9092; repeatable. Environment: FEEDLENS__KAFKA__BROKERS
+    #[arg(long, value_name = "KEY=VALUE", global = true, help_heading = "Configuration")]
+    set: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Ingest(ingest::Arguments),
+    Query(query::Arguments),
+    Demo(demo::Arguments),
+    Produce(produce::Arguments),
+    Search(search::Arguments),
+    Eval(eval::Arguments),
+    #[command(subcommand)]
+    Config(configuration::Command),
+}
+
+/// Parses the command line, runs the command, and says what went wrong in one line on stderr.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let overrides = Overrides { files: cli.global.files, set: cli.global.set };
+    let presets = match &cli.command {
+        Command::Demo(arguments) => arguments.presets(),
+        Command::Eval(arguments) => arguments.presets(),
+        _ => vec![],
+    };
+    let config = match load(&presets, &overrides) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EXIT_USAGE),
+    };
+    match run(cli.command, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn load(presets: &[(String, Value)], overrides: &Overrides) -> Result<Config> {
+    let presets = presets.iter().map(|(key, value)| (key.as_str(), value.clone())).collect::<Vec<_>>();
+    Config::load(&presets, overrides)
+}
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("feedlens: {error:#}");
+    ExitCode::from(code)
+}
+
+fn run(command: Command, config: Config) -> Result<()> {
+    if let Command::Config(command) = command {
+        return command.run(&config);
+    }
+    crate::service::start_logs(&config.log)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Ingest(arguments) => arguments.run(config).await,
+            Command::Query(arguments) => arguments.run(config).await,
+            Command::Demo(arguments) => arguments.run(config).await,
+            Command::Produce(arguments) => arguments.run(config).await,
+            Command::Search(arguments) => arguments.run(config).await,
+            Command::Eval(arguments) => arguments.run(config).await,
+            Command::Config(_) => Ok(()),
+        }
+    });
+    // A picture that is still being decoded must not hold up an end that was asked for.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,105 @@
+//! `feedlens produce`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::feed::{Feed, Message};
+use crate::kafka;
+use crate::kafka::producer::Producer;
+use crate::service;
+
+/// Messages on their way to the broker at a time.
+const IN_FLIGHT: usize = 256;
+
+/// Send posts from a file of JSON lines to the posts topic
+///
+/// One post a line, in the format of the README. A picture given by a path relative to the file is put into the message
+/// as base64. The key is the post's id.
+#[derive(Args)]
+pub struct Arguments {
+    /// Posts, JSON lines
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Posts a second; otherwise as fast as the broker takes them
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+}
+
+impl Arguments {
+    /// Sends until the end of the file, or until SIGTERM.
+    pub async fn run(self, config: Config) -> Result<()> {
+        let shutdown = service::shutdown_on_signal()?;
+        let pause = pause(self.rate)?;
+        kafka::check_reachable(&config.kafka).await?;
+        let producer = Producer::new(&config.kafka)?;
+        let mut messages = read_in_background(Feed::open(&self.file)?);
+        let mut sending = FuturesUnordered::new();
+        let mut ticks = tokio::time::interval(pause.max(Duration::from_nanos(1)));
+        let (mut sent, mut open) = (0u64, true);
+        while open || !sending.is_empty() {
+            tokio::select! {
+                Some(done) = sending.next(), if !sending.is_empty() => {
+                    let done: Result<_, crate::error::Fault> = done;
+                    done?;
+                    sent += 1;
+                }
+                message = next_paced(&mut messages, &mut ticks, pause), if open && sending.len() < IN_FLIGHT => {
+                    match message.transpose()? {
+                        Some(message) => sending.push(send(&producer, &config.kafka.posts_topic, message)),
+                        None => open = false,
+                    }
+                }
+                () = shutdown.cancelled(), if open => open = false,
+            }
+        }
+        println!("{sent} posts sent to topic {} on {}", config.kafka.posts_topic, config.kafka.brokers);
+        Ok(())
+    }
+}
+
+/// The time between two messages; zero: none.
+pub fn pause(rate: Option<f64>) -> Result<Duration> {
+    match rate {
+        None => Ok(Duration::ZERO),
+        Some(rate) if rate > 0.0 => Duration::try_from_secs_f64(1.0 / rate)
+            .with_context(|| format!("--rate {rate} is too slow; give posts a second")),
+        Some(rate) => anyhow::bail!("--rate {rate} must be above 0"),
+    }
+}
+
+/// Files are read on a thread of their own; a full channel makes it wait.
+pub fn read_in_background(feed: Feed) -> mpsc::Receiver<Result<Message>> {
+    let (sender, receiver) = mpsc::channel(IN_FLIGHT);
+    tokio::task::spawn_blocking(move || {
+        for message in feed {
+            if sender.blocking_send(message).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+async fn next_paced(
+    messages: &mut mpsc::Receiver<Result<Message>>,
+    ticks: &mut tokio::time::Interval,
+    pause: Duration,
+) -> Option<Result<Message>> {
+    if !pause.is_zero() {
+        ticks.tick().await;
+    }
+    messages.recv().await
+}
+
+/// Sends one message and waits for the broker's acknowledgement.
+pub async fn send(producer: &Producer, topic: &str, message: Message) -> Result<(), crate::error::Fault> {
+    let key = message.key.as_ref().map(String::as_bytes);
+    producer.send(topic, key, Some(&message.value), &[]).await.map(drop)
+}

@@ -1,0 +1,64 @@
+//! `feedlens query`.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cli::start;
+use crate::config::Config;
+use crate::encode::encoder::Encoder;
+use crate::metrics::Metrics;
+use crate::query::embed::QueryEncoder;
+use crate::query::service::{ModelInfo, SearchService, ServiceParts};
+use crate::query::{http, kafka};
+use crate::service;
+use crate::store::SharedStore;
+
+/// Answer searches: HTTP, the web page, and requests that come over Kafka; runs until SIGTERM
+#[derive(Args)]
+pub struct Arguments {}
+
+impl Arguments {
+    /// Runs the worker.
+    pub async fn run(self, config: Config) -> Result<()> {
+        let shutdown = service::shutdown_on_signal()?;
+        if config.query.kafka {
+            crate::kafka::check_reachable(&config.kafka).await?;
+        }
+        let metrics = Arc::new(Metrics::new());
+        let encoder = start::encoder(&config, &metrics).await?;
+        let store = start::open_store(&config, &encoder).await?;
+        let search = search_service(&config, &encoder, &store, &metrics)?;
+        let listener = service::bind(&config.query.listen, "query.listen").await?;
+        let ready = start::readiness(encoder, store.clone());
+        service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
+        tracing::info!(listen = config.query.listen, "answering searches");
+        let served = http::run(listener, &config.query, search.clone(), shutdown.clone());
+        let answered = async {
+            match config.query.kafka {
+                true => kafka::run(&config, search.clone(), metrics.clone(), shutdown.clone()).await,
+                false => Ok(()),
+            }
+        };
+        let ended = tokio::try_join!(served, answered).map(drop);
+        store.close().await?;
+        ended
+    }
+}
+
+/// The search service on this process's encoder and store.
+pub fn search_service(
+    config: &Config,
+    encoder: &Encoder,
+    store: &SharedStore,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<SearchService>> {
+    Ok(SearchService::new(ServiceParts {
+        encoder: QueryEncoder::new(encoder.clone(), &config.images)?,
+        store: store.clone(),
+        model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
+        config: config.query.clone(),
+        metrics: metrics.clone(),
+    }))
+}

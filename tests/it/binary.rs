@@ -1,0 +1,111 @@
+//! The real binary: how it ends, and what it says.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The repository: the demo's files and the model are relative to it.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The binary, in the repository's root.
+pub fn feedlens(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_feedlens"));
+    command.args(arguments).current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> (Output, Duration) {
+    let started = Instant::now();
+    let output = feedlens(arguments).output().expect("the binary starts");
+    (output, started.elapsed())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("output is UTF-8")
+}
+
+/// One clear sentence, the right exit code, nothing on stdout, within 10 s.
+fn refuses(arguments: &[&str], code: i32, says: &[&str]) {
+    let (output, elapsed) = run(arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+    assert!(elapsed < Duration::from_secs(10), "{arguments:?} took {elapsed:?}");
+    let last = stderr.lines().last().unwrap_or_default();
+    assert!(last.starts_with("feedlens: "), "{arguments:?}: {stderr}");
+    for part in says {
+        assert!(last.contains(part), "{arguments:?}: {part:?} is not in {last:?}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+}
+
+#[test]
+fn wrong_key_names_the_nearest_one() {
+    refuses(&["ingest", "--set", "kafka.broker=x"], 2, &["kafka.broker", "kafka.brokers"]);
+    refuses(&["config", "check", "--set", "query.top_k=five"], 2, &["query.top_k"]);
+    refuses(&["config", "check", "--config", "no-such-file.toml"], 2, &["no-such-file.toml"]);
+}
+
+#[test]
+fn wrong_use_is_exit_code_2() {
+    for arguments in [&["search"][..], &["no-such-command"], &["demo", "--once", "--rate", "3"]] {
+        assert_eq!(run(arguments).0.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn missing_model_is_one_sentence() {
+    refuses(&["demo", "--once", "--set", "model.dir=no/such/model"], 1, &["no/such/model", "model.dir"]);
+}
+
+#[test]
+fn missing_runtime_library_is_one_sentence() {
+    refuses(&["demo", "--once", "--set", "encoder.library=no/such.so"], 1, &["no/such.so", "encoder.library"]);
+    let not_a_library = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    refuses(&["demo", "--once", "--set", &format!("encoder.library={not_a_library}")], 1, &["make setup"]);
+}
+
+#[test]
+fn unreachable_broker_is_one_sentence() {
+    refuses(&["ingest", "--set", "kafka.brokers=127.0.0.1:1"], 1, &["127.0.0.1:1", "kafka.brokers"]);
+}
+
+#[test]
+fn unreachable_store_is_one_sentence() {
+    refuses(&["search", "水果", "--set", "store.qdrant.url=http://127.0.0.1:1"], 1, &["127.0.0.1:1"]);
+}
+
+#[test]
+fn missing_feed_is_one_sentence() {
+    refuses(&["demo", "--once", "--posts", "no/such/feed.jsonl"], 1, &["no/such/feed.jsonl"]);
+}
+
+#[test]
+fn data_folder_that_cannot_be_used_is_one_sentence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, "not a folder").expect("writes");
+    let inside: PathBuf = file.join("data");
+    refuses(&["demo", "--once", "--data-dir", inside.to_str().expect("UTF-8")], 1, &[inside.to_str().expect("UTF-8")]);
+}
+
+#[test]
+fn defaults_are_shown_with_secrets_masked() {
+    let (output, _) = run(&["config", "show", "--set", "kafka.sasl_password=hunter2"]);
+    let shown = text(&output.stdout);
+    assert!(output.status.success() && shown.contains("brokers = \"localhost:9092\""), "{shown}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn every_command_has_help() {
+    let (output, _) = run(&["--help"]);
+    let help = text(&output.stdout);
+    for command in ["ingest", "query", "demo", "produce", "search", "eval", "config"] {
+        assert!(help.contains(command), "{help}");
+        let (output, _) = run(&[command, "--help"]);
+        assert!(output.status.success() && text(&output.stdout).contains("Usage:"), "{command}");
+    }
+}

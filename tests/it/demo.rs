@@ -1,0 +1,137 @@
+//! The whole program end to end: the demo through the real binary, the real model, the embedded store.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use feedlens::config::{Config, Overrides};
+use feedlens::store::{self, ModelStamp, SharedStore};
+use serde_json::Value;
+
+use crate::binary::{feedlens, root};
+
+const GOOD_POSTS: u64 = 1914;
+const BAD_POSTS: usize = 8;
+
+fn run_demo(data: &Path) -> String {
+    let output = feedlens(&["demo", "--once", "--data-dir", data.to_str().expect("UTF-8")]).output().expect("starts");
+    let stdout = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    stdout
+}
+
+fn search(data: &Path, arguments: &[&str]) -> Value {
+    let folder = format!("store.edge.dir={}", data.display());
+    let mut all = vec!["search", "--json", "--set", "store.kind=edge", "--set", &folder, "--set", "log.level=error"];
+    all.extend(arguments);
+    let output = feedlens(&all).output().expect("starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON value and nothing else on stdout")
+}
+
+fn post_ids(answer: &Value) -> Vec<String> {
+    let hits = answer["hits"].as_array().expect("hits");
+    hits.iter().map(|hit| hit["post_id"].as_str().expect("an id").to_owned()).collect()
+}
+
+async fn open_store(data: &Path) -> SharedStore {
+    let set = vec!["store.kind=edge".to_owned(), format!("store.edge.dir={}", data.display())];
+    let config = Config::load(&[], &Overrides { files: vec![], set }).expect("loads");
+    let bundle = feedlens::encode::bundle::Bundle::load(&root().join("models/small")).expect("the bundled model");
+    let stamp = ModelStamp { model: bundle.id, dimension: bundle.dimension };
+    store::open(&config.store, &stamp).await.expect("opens")
+}
+
+#[tokio::test]
+async fn every_good_post_is_found_and_every_bad_one_is_a_dead_letter() {
+    let data = tempfile::tempdir().expect("a folder");
+    let started = Instant::now();
+    let told = run_demo(data.path());
+    assert!(told.contains(&format!("indexed {GOOD_POSTS} posts")), "{told}");
+    assert!(told.contains(&format!("{BAD_POSTS} bad posts are in the dead-letter topic")), "{told}");
+    for topic in ["水果", "交通工具", "红苹果", "a flying animal", "the picture"] {
+        let after = told.split_once(topic).unwrap_or_else(|| panic!("{topic} is not in {told}")).1;
+        let hits = after.lines().skip(1).take_while(|line| !line.is_empty()).count();
+        assert_eq!(hits, 5, "{topic}: {told}");
+    }
+    println!("the demo took {:?}", started.elapsed());
+
+    let answer = search(data.path(), &["红苹果"]);
+    assert!(post_ids(&answer).contains(&"demo:1f34e".to_owned()), "{answer}");
+    let picture = root().join("demo/images/1f34e.png");
+    let answer = search(data.path(), &["--image", picture.to_str().expect("UTF-8")]);
+    assert_eq!(post_ids(&answer)[0], "demo:1f34e", "a picture of the feed finds its own post: {answer}");
+    assert!(answer["hits"][0]["score"].as_f64().expect("a score") > 0.999, "{answer}");
+
+    let store = open_store(data.path()).await;
+    assert_eq!(store.count().await.expect("counts"), GOOD_POSTS);
+    store.close().await.expect("closes");
+}
+
+#[tokio::test]
+async fn killed_in_the_middle_and_started_again_every_post_is_there_once() {
+    let data = tempfile::tempdir().expect("a folder");
+    let folder = data.path().to_str().expect("UTF-8");
+    let mut child = feedlens(&["demo", "--once", "--data-dir", folder])
+        .args(["--set", "log.level=info", "--set", "log.format=json"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    // The first line of progress: some posts are in, most are not.
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("piped")));
+    let indexed = lines
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
+        .find_map(|line| line["indexed"].as_u64().filter(|indexed| *indexed > 0))
+        .expect("a line of progress before the end");
+    child.kill().expect("kill -9");
+    child.wait().expect("is gone");
+    assert!(indexed < GOOD_POSTS, "killed too late to show anything: {indexed}");
+
+    run_demo(data.path());
+    let store = open_store(data.path()).await;
+    assert_eq!(store.count().await.expect("counts"), GOOD_POSTS);
+    store.close().await.expect("closes");
+}
+
+#[test]
+fn second_process_on_the_same_data_folder_is_one_sentence() {
+    let data = tempfile::tempdir().expect("a folder");
+    let folder = data.path().to_str().expect("UTF-8");
+    let mut first = feedlens(&["demo", "--data-dir", folder, "--set", "query.listen=127.0.0.1:0", "--set", "admin.listen="])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(first.stdout.take().expect("piped")));
+    lines.next().expect("the store is open once the demo tells something").expect("UTF-8");
+    let started = Instant::now();
+    let second = feedlens(&["demo", "--once", "--data-dir", folder]).output().expect("starts");
+    first.kill().expect("is killed");
+    first.wait().expect("is gone");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.contains(folder) && last.contains("process"), "{said}");
+}
+
+#[test]
+fn small_model_keeps_its_figures_through_the_real_pipeline() {
+    for (labels, floor_r1, floor_r10) in [("demo/labels_zh.jsonl", 56.0, 88.0), ("demo/labels_en.jsonl", 56.0, 88.0)] {
+        let output = feedlens(&["eval", "--model", "models/small", "--pairs", labels]).output().expect("starts");
+        let figures: Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+        println!("{labels}: {figures}");
+        let to_image = &figures["text_to_image"];
+        assert_eq!(to_image["candidates"], GOOD_POSTS);
+        assert!(to_image["r1"].as_f64().expect("a figure") >= floor_r1, "{labels}: {figures}");
+        assert!(to_image["r10"].as_f64().expect("a figure") >= floor_r10, "{labels}: {figures}");
+    }
+    let categories = ["eval", "--model", "models/small", "--pairs", "demo/categories_zh.jsonl", "--candidates", "demo/images"];
+    let output = feedlens(&categories).output().expect("starts");
+    let figures: Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    println!("categories: {figures}");
+    assert_eq!(figures["text_to_image"]["queries"], 40);
+    assert_eq!(figures["text_to_image"]["candidates"], GOOD_POSTS);
+    assert!(figures["text_to_image"]["precision5"].as_f64().expect("a figure") >= 60.0, "{figures}");
+}
