@@ -146,6 +146,7 @@ impl Config {
     /// Relations between keys that no single type can state.
     fn check(&self) -> Result<()> {
         self.encoder.check()?;
+        self.kafka.check()?;
         self.ingest.check()?;
         self.query.check()?;
         self.store.check()?;

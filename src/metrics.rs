@@ -53,6 +53,8 @@ pub struct Metrics {
     pub consumer_lag: IntGaugeVec,
     /// Partitions paused for lack of room downstream.
     pub paused_partitions: IntGauge,
+    /// Offset commits that failed for now.
+    pub commits_failed: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
     pub searches: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
@@ -115,6 +117,7 @@ impl Metrics {
                 &["topic", "partition"],
             ),
             paused_partitions: make.int_gauge("paused_partitions", "Partitions paused for lack of room downstream."),
+            commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
             build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),

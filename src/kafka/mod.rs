@@ -1,4 +1,29 @@
-//! Kafka: the poll thread ([`source`]), per-partition watermarks ([`offsets`]), dead letters, the embedded broker.
+//! Kafka: the poll thread ([`source`]), per-partition watermarks ([`offsets`]), dead letters, producers, the embedded
+//! broker.
+//!
+//! ```text
+//! librdkafka --poll--> poll thread --bounded by count and bytes--> Envelope ... settle() --> Ownership (offsets)
+//!                         ^  pauses under pressure                                             |
+//!                         +---- every commit_interval, at a revocation, at the stop: watermark +
+//! ```
+
+mod client;
+pub mod dead_letter;
+pub mod embedded;
+mod envelope;
+mod lag;
+mod message;
+pub mod offsets;
+mod poll;
+pub mod producer;
+pub mod source;
+
+pub use client::check_reachable;
+pub use dead_letter::DeadLetters;
+pub use embedded::EmbeddedBroker;
+pub use envelope::{Envelope, InflightLimits, Position};
+pub use producer::Producer;
+pub use source::{DrainReport, Source, SourceStatus, Subscription};
 
 use crate::config::Secret;
 use serde::{Deserialize, Serialize};
@@ -10,9 +35,9 @@ use std::time::Duration;
 pub struct KafkaConfig {
     /// host:port, comma-separated.
     pub brokers: String,
-    /// Topic of posts and the group that shares it.
+    /// Topic of posts.
     pub posts_topic: String,
-    /// Topic of posts and the group that shares it.
+    /// The group that shares the posts.
     pub group: String,
     /// Rejected posts.
     pub dead_letter_topic: String,
@@ -23,11 +48,11 @@ pub struct KafkaConfig {
     pub commit_interval: Duration,
     /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
     pub security: String,
-    /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
+    /// For SASL: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER".
     pub sasl_mechanism: String,
-    /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
+    /// For PLAIN and SCRAM.
     pub sasl_username: String,
-    /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
+    /// For PLAIN and SCRAM.
     pub sasl_password: Secret,
     /// A broker that does not answer within this at the start ends the start with exit code 1.
     #[serde(with = "humantime_serde")]

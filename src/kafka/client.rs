@@ -1,0 +1,445 @@
+//! What all Kafka clients share: the configuration that librdkafka gets, its callbacks, and what its errors mean.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use super::KafkaConfig;
+use super::source::SourceStatus;
+use crate::error::Fault;
+
+/// librdkafka settings that feedlens must own, and what to use instead.
+const REFUSED: [(&str, &str); 18] = [
+    ("bootstrap.servers", "set kafka.brokers"),
+    ("metadata.broker.list", "set kafka.brokers"),
+    ("group.id", "set kafka.group or query.group"),
+    ("auto.offset.reset", "set kafka.start"),
+    ("security.protocol", "set kafka.security"),
+    ("sasl.mechanism", "set kafka.sasl_mechanism"),
+    ("sasl.mechanisms", "set kafka.sasl_mechanism"),
+    ("sasl.username", "set kafka.sasl_username"),
+    ("sasl.password", "set kafka.sasl_password, which is masked wherever it is shown"),
+    ("enable.auto.commit", COMMITS),
+    ("enable.auto.offset.store", COMMITS),
+    ("auto.commit.interval.ms", "set kafka.commit_interval"),
+    ("enable.idempotence", ACKNOWLEDGED),
+    ("acks", ACKNOWLEDGED),
+    ("request.required.acks", ACKNOWLEDGED),
+    ("transactional.id", "feedlens writes without transactions"),
+    ("enable.partition.eof", "feedlens has no use for it"),
+    ("log.queue", "feedlens reads the log queue itself"),
+];
+const COMMITS: &str = "feedlens commits what is durable, and nothing else may";
+const ACKNOWLEDGED: &str = "feedlens counts a message as sent when all in-sync replicas have it";
+
+/// The largest that librdkafka takes. The brokers' own limit is the one that counts: what they accepted in one topic
+/// must be able to go to another.
+const MAX_MESSAGE_BYTES: &str = "1000000000";
+
+/// How long a sent message may wait for its acknowledgement before the caller hears of it.
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl KafkaConfig {
+    /// Relations between keys, and the keys that librdkafka knows.
+    ///
+    /// # Errors
+    /// Names the key and the way out.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.brokers.trim().is_empty(),
+            "kafka.brokers is empty; set it to host:port, several separated by commas"
+        );
+        ensure!(
+            ["earliest", "latest"].contains(&self.start.as_str()),
+            "kafka.start is {:?}; use \"earliest\" or \"latest\"",
+            self.start
+        );
+        ensure!(
+            ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&self.security.as_str()),
+            "kafka.security is {:?}; use \"plaintext\", \"ssl\", \"sasl_plaintext\" or \"sasl_ssl\"",
+            self.security
+        );
+        ensure!(
+            self.security.starts_with("sasl_") != self.sasl_mechanism.is_empty(),
+            "kafka.security {:?} and kafka.sasl_mechanism {:?} do not fit together; set both for SASL, or neither",
+            self.security,
+            self.sasl_mechanism
+        );
+        for (key, way_out) in REFUSED {
+            if self.properties.contains_key(key) {
+                bail!("kafka.properties: {key:?} cannot be set here; {way_out}");
+            }
+        }
+        ensure!(!self.commit_interval.is_zero(), "kafka.commit_interval must be longer than 0");
+        let native = match self.consumer_config("check").create_native_config() {
+            Ok(native) => native,
+            Err(KafkaError::ClientConfig(_, reason, key, _)) => {
+                bail!("kafka.properties: {key:?} is refused by librdkafka: {}", reason.trim())
+            }
+            Err(error) => return Err(error).context("kafka.properties"),
+        };
+        let max_poll_interval = native
+            .get("max.poll.interval.ms")
+            .ok()
+            .and_then(|milliseconds| Some(Duration::from_millis(milliseconds.parse().ok()?)))
+            .context("kafka.properties: max.poll.interval.ms is not a number")?;
+        ensure!(
+            self.pause_after * 2 <= max_poll_interval,
+            "kafka.pause_after ({:?}) must be at most half of max.poll.interval.ms ({max_poll_interval:?}), or the group \
+             evicts a worker that waits for room",
+            self.pause_after
+        );
+        Ok(())
+    }
+
+    /// What every client gets: brokers, security, and `properties` last, so that they win.
+    pub fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set_log_level(RDKafkaLogLevel::Info)
+            .set("bootstrap.servers", &self.brokers)
+            .set("client.id", "feedlens")
+            .set("security.protocol", &self.security)
+            // A worker that starts before its topic exists, or a topic that grows, is noticed within this.
+            .set("topic.metadata.refresh.interval.ms", "30000");
+        if !self.sasl_mechanism.is_empty() {
+            config
+                .set("sasl.mechanism", &self.sasl_mechanism)
+                .set("sasl.username", &self.sasl_username)
+                .set("sasl.password", self.sasl_password.expose());
+        }
+        self.with_properties(config)
+    }
+
+    pub(super) fn consumer_config(&self, group: &str) -> ClientConfig {
+        let mut config = self.client_config();
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", &self.start)
+            // librdkafka's read-ahead is memory too, and its default of 64 MiB is half of what is in flight.
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.max.bytes", "16777216")
+            // With a small read-ahead, the default of 1 s of silence after each full queue would starve the encoder.
+            .set("fetch.queue.backoff.ms", "50");
+        if self.properties.get("group.protocol").map(String::as_str) != Some("consumer") {
+            // In the newer group protocol the broker chooses the assignor, and the client refuses this setting.
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        self.with_properties(config)
+    }
+
+    pub(super) fn producer_config(&self) -> ClientConfig {
+        let mut config = self.client_config();
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            // As Java producers do: the edits of a post land in one partition whoever sends them.
+            .set("partitioner", "murmur2_random")
+            .set("message.max.bytes", MAX_MESSAGE_BYTES)
+            .set("message.timeout.ms", SEND_TIMEOUT.as_millis().to_string());
+        self.with_properties(config)
+    }
+
+    fn with_properties(&self, mut config: ClientConfig) -> ClientConfig {
+        for (key, value) in &self.properties {
+            config.set(key, value);
+        }
+        config
+    }
+}
+
+/// Asks the brokers for their metadata.
+///
+/// # Errors
+/// [`Fault::Fatal`] that names the brokers and `kafka.brokers` if none answers within `kafka.start_timeout`.
+pub async fn check_reachable(config: &KafkaConfig) -> Result<(), Fault> {
+    let config = config.clone();
+    tokio::task::spawn_blocking(move || {
+        let status = SourceStatus::new(&config.brokers);
+        let consumer = config
+            .client_config()
+            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(status.clone()))
+            .map_err(|error| fault_of_creation(&error))?;
+        wait_until_reachable(&consumer, &status, &config)
+    })
+    .await
+    .map_err(|error| Fault::fatal(format!("the check of kafka.brokers failed: {error}")))?
+}
+
+/// Blocks until a broker answers, at most `kafka.start_timeout`.
+pub(super) fn wait_until_reachable(
+    consumer: &BaseConsumer<Callbacks>,
+    status: &SourceStatus,
+    config: &KafkaConfig,
+) -> Result<(), Fault> {
+    let deadline = Instant::now() + config.start_timeout;
+    loop {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let answer = consumer.fetch_metadata(None, remaining.min(Duration::from_secs(1)));
+        // Errors with their reasons arrive as events, which only polling serves.
+        while consumer.poll(Duration::ZERO).is_some() {}
+        match answer {
+            Ok(_) => {
+                status.recovered();
+                return Ok(());
+            }
+            Err(error) if Instant::now() >= deadline => {
+                let reason = status.last_error().unwrap_or_else(|| error.to_string());
+                return Err(Fault::fatal(format!(
+                    "no Kafka broker of {} answered within {:?} ({reason}); start the brokers or set kafka.brokers",
+                    config.brokers, config.start_timeout
+                )));
+            }
+            Err(error) => {
+                // Some failures return at once: without a pause this loop would spin until the deadline.
+                tracing::debug!(%error, "no metadata yet");
+                std::thread::sleep(remaining.min(Duration::from_millis(50)));
+            }
+        }
+    }
+}
+
+/// A client that cannot be made: always the configuration.
+pub(super) fn fault_of_creation(error: &KafkaError) -> Fault {
+    Fault::fatal(format!("the Kafka client cannot be made: {error}; look at the section [kafka] of the configuration"))
+}
+
+/// What the callbacks of a consumer saw; the poll thread acts on it after each poll.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// These partitions are now ours, and librdkafka was told so.
+    Assigned(Vec<(String, i32)>),
+    /// These are to be given back: librdkafka waits until [`Callbacks::give_back`] is called.
+    Revoked(TopicPartitionList),
+    /// A commit came back, as a whole and for each partition.
+    Committed { error: Option<KafkaError>, outcomes: Vec<CommitOutcome> },
+}
+
+/// The outcome of a commit for one partition.
+#[derive(Debug)]
+pub(super) struct CommitOutcome {
+    pub topic: String,
+    pub partition: i32,
+    pub result: Result<i64, KafkaError>,
+}
+
+/// Callbacks of every client; those of rebalances and commits become [`Event`]s.
+pub(super) struct Callbacks {
+    status: Arc<SourceStatus>,
+    events: Mutex<VecDeque<Event>>,
+    closing: std::sync::atomic::AtomicBool,
+}
+
+impl Callbacks {
+    pub(super) fn new(status: Arc<SourceStatus>) -> Self {
+        Self { status, events: Mutex::default(), closing: false.into() }
+    }
+
+    pub(super) fn next_event(&self) -> Option<Event> {
+        self.events().pop_front()
+    }
+
+    /// From here on partitions are given back at once: nobody drains any more.
+    pub(super) fn close(&self) {
+        self.closing.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Tells librdkafka that the revoked partitions are let go, so that the rebalance goes on.
+    pub(super) fn give_back(consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
+        let result =
+            if is_cooperative(consumer) { consumer.incremental_unassign(partitions) } else { consumer.unassign() };
+        if let Err(error) = result {
+            tracing::warn!(%error, "could not give partitions back");
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_cooperative(consumer: &BaseConsumer<Callbacks>) -> bool {
+    matches!(consumer.rebalance_protocol(), rdkafka::consumer::RebalanceProtocol::Cooperative)
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.status.failed(&error, reason);
+    }
+}
+
+impl ConsumerContext for Callbacks {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let closing = self.closing.load(std::sync::atomic::Ordering::Relaxed);
+        if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // Told first: a partition can only be paused or resumed once it is assigned.
+            let result = if is_cooperative(consumer) {
+                consumer.incremental_assign(partitions)
+            } else {
+                consumer.assign(partitions)
+            };
+            match result {
+                Ok(()) => self.events().push_back(Event::Assigned(names(partitions))),
+                Err(error) => tracing::error!(%error, "could not take partitions"),
+            }
+        } else if closing {
+            Self::give_back(consumer, partitions);
+        } else {
+            self.events().push_back(Event::Revoked(partitions.clone()));
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let outcomes = offsets
+            .elements()
+            .iter()
+            .filter_map(|element| {
+                let Offset::Offset(offset) = element.offset() else { return None };
+                let result = result.clone().and(element.error()).map(|()| offset);
+                Some(CommitOutcome { topic: element.topic().to_owned(), partition: element.partition(), result })
+            })
+            .collect();
+        self.events().push_back(Event::Committed { error: result.err(), outcomes });
+    }
+}
+
+fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
+    partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
+}
+
+/// librdkafka repeats itself for as long as a broker is away; what matters arrives as an error event too, and is
+/// logged once by [`SourceStatus::failed`].
+fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            tracing::error!(target: "librdkafka", facility, "{message}");
+        }
+        _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+    }
+}
+
+/// Callbacks of a producer: its errors reach the sender of each message, so here they are only logged, each once until
+/// something is delivered again.
+#[derive(Clone)]
+pub(super) struct ProducerCallbacks {
+    reported: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl ProducerCallbacks {
+    pub(super) fn new() -> Self {
+        Self { reported: Arc::default() }
+    }
+
+    /// A message was acknowledged: the next error is news again.
+    pub(super) fn delivered(&self) {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl ClientContext for ProducerCallbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let kind = error.to_string();
+        if self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(kind) {
+            tracing::warn!(%error, reason, "kafka producer");
+        }
+    }
+}
+
+/// Whether going on without a person's help is hopeless.
+pub(super) fn needs_a_person(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::Authentication
+            | RDKafkaErrorCode::SaslAuthenticationFailed
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::GroupAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::InvalidTopic
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+
+    fn config_with(set: &[&str]) -> anyhow::Result<Config> {
+        let set = set.iter().map(|assignment| (*assignment).to_owned()).collect();
+        Config::load(&[], &Overrides { files: Vec::new(), set })
+    }
+
+    fn with_property(key: &str, value: &str) -> KafkaConfig {
+        let mut kafka = config_with(&[]).expect("the defaults are right").kafka;
+        kafka.properties.insert(key.to_owned(), value.to_owned());
+        kafka
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_the_way_out() {
+        for (assignment, parts) in [
+            ("kafka.start=newest", ["kafka.start", "earliest"]),
+            ("kafka.security=tls", ["kafka.security", "sasl_ssl"]),
+            ("kafka.security=sasl_ssl", ["kafka.sasl_mechanism", "set both"]),
+            ("kafka.sasl_mechanism=PLAIN", ["kafka.security", "or neither"]),
+            ("kafka.brokers=\"\"", ["kafka.brokers", "host:port"]),
+            ("kafka.pause_after=4m", ["kafka.pause_after", "max.poll.interval.ms"]),
+        ] {
+            let error = format!("{:#}", config_with(&[assignment]).expect_err(assignment));
+            assert!(parts.iter().all(|part| error.contains(part)), "{assignment}: {error}");
+        }
+    }
+
+    #[test]
+    fn properties_reach_librdkafka_and_win() {
+        let kafka = with_property("queued.max.messages.kbytes", "1024");
+        kafka.check().expect("a known property");
+        assert_eq!(kafka.consumer_config("g").get("queued.max.messages.kbytes"), Some("1024"));
+    }
+
+    #[test]
+    fn properties_that_would_lose_posts_are_refused() {
+        for (key, _) in REFUSED {
+            let error = with_property(key, "true").check().expect_err(key).to_string();
+            assert!(error.contains(key) && error.contains("kafka.properties"), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_properties_are_named() {
+        let error = with_property("fetch.max.bites", "1").check().expect_err("no such property").to_string();
+        assert!(error.contains("fetch.max.bites"), "{error}");
+    }
+
+    #[test]
+    fn the_newer_group_protocol_makes_a_consumer() {
+        let kafka = with_property("group.protocol", "consumer");
+        kafka.check().expect("a known property");
+        kafka.consumer_config("g").create::<BaseConsumer>().expect("no setting that this protocol refuses");
+    }
+
+    #[test]
+    fn static_membership_makes_a_consumer() {
+        let kafka = with_property("group.instance.id", "worker-1");
+        kafka.consumer_config("g").create::<BaseConsumer>().expect("a consumer");
+    }
+}

@@ -1,0 +1,113 @@
+//! Posts that can never be indexed go to the dead-letter topic byte for byte as they came, with headers that say why
+//! and where from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::KafkaConfig;
+use super::envelope::Envelope;
+use super::producer::{Producer, cannot_write};
+use crate::error::{Fault, Outage, Reason};
+use crate::metrics::Metrics;
+
+/// Why: [`Reason::as_str`].
+pub const HEADER_REASON: &str = "feedlens-reason";
+/// One sentence for a person, at most 2,000 bytes.
+pub const HEADER_DETAIL: &str = "feedlens-detail";
+/// The topic that the post came from.
+pub const HEADER_SOURCE_TOPIC: &str = "feedlens-source-topic";
+/// The partition that the post came from.
+pub const HEADER_SOURCE_PARTITION: &str = "feedlens-source-partition";
+/// The offset that the post came from.
+pub const HEADER_SOURCE_OFFSET: &str = "feedlens-source-offset";
+/// When it was dead-lettered: RFC 3339, UTC.
+pub const HEADER_TIME: &str = "feedlens-time";
+/// All headers that feedlens adds begin so; the others are the post's own.
+pub const HEADER_PREFIX: &str = "feedlens-";
+
+/// The detail may quote the post, and must not make the dead letter much larger than it.
+const MAX_DETAIL_BYTES: usize = 2_000;
+
+/// A letter that is too large waits for a person: asking the broker more often is noise.
+const TOO_LARGE_RETRY: Duration = Duration::from_secs(30);
+
+/// The dead-letter topic.
+pub struct DeadLetters {
+    topic: String,
+    producer: Producer,
+    metrics: Arc<Metrics>,
+}
+
+impl DeadLetters {
+    /// Dead letters go to `kafka.dead_letter_topic`.
+    ///
+    /// # Errors
+    /// [`Fault::Fatal`] for a configuration that librdkafka refuses.
+    pub fn new(config: &KafkaConfig, metrics: Arc<Metrics>) -> Result<Self, Fault> {
+        let mut config = config.clone();
+        // The source's brokers measured the post compressed. Compressed, it has room for our headers under the same
+        // limit; a user's own setting still wins.
+        config.properties.entry("compression.type".to_owned()).or_insert_with(|| "zstd".to_owned());
+        Ok(Self { topic: config.dead_letter_topic.clone(), producer: Producer::new(&config)?, metrics })
+    }
+
+    /// Sends a post there: key, payload and headers as they came, then our headers. `Ok` when the broker acknowledged
+    /// it; only then may the envelope be settled.
+    ///
+    /// # Errors
+    /// Always [`Fault::Retry`], also where a person must act (no such topic, no permission, larger than the topic takes):
+    /// the post stays unsettled, so nothing is lost, and the posts beside it go on.
+    pub async fn send(&self, envelope: &Envelope, reason: Reason, detail: &str) -> Result<(), Fault> {
+        let mut headers = envelope.headers.clone();
+        let position = &envelope.position;
+        let mut add = |name: &str, value: String| headers.push((name.to_owned(), Some(value.into_bytes())));
+        add(HEADER_REASON, reason.as_str().to_owned());
+        add(HEADER_DETAIL, shortened(detail).to_owned());
+        add(HEADER_SOURCE_TOPIC, position.topic.to_string());
+        add(HEADER_SOURCE_PARTITION, position.partition.to_string());
+        add(HEADER_SOURCE_OFFSET, position.offset.to_string());
+        add(HEADER_TIME, Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true));
+        let payload = envelope.payload.as_deref();
+        self.producer
+            .deliver(&self.topic, envelope.key.as_deref(), payload, &headers)
+            .await
+            .map_err(|error| self.fault(envelope, &error))?;
+        self.metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]).inc();
+        Ok(())
+    }
+
+    fn fault(&self, envelope: &Envelope, error: &KafkaError) -> Fault {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+            return Fault::retry(Outage::Broker, cannot_write(&self.topic, error));
+        }
+        let (topic, position) = (&self.topic, &envelope.position);
+        let detail = format!(
+            "the dead letter of {position} ({} bytes) is larger than topic {topic} takes; raise max.message.bytes of \
+             {topic} above that of {}: until then the post waits, and its partition commits nothing past it",
+            envelope.payload.as_ref().map_or(0, bytes::Bytes::len),
+            position.topic,
+        );
+        Fault::Retry { outage: Outage::Broker, detail, after: Some(TOO_LARGE_RETRY) }
+    }
+}
+
+/// Cut to the limit, between characters.
+fn shortened(detail: &str) -> &str {
+    let end = detail.floor_char_boundary(MAX_DETAIL_BYTES);
+    &detail[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_detail_is_cut_between_characters() {
+        let detail = "字".repeat(1_000);
+        assert_eq!(shortened(&detail).len(), 1_998);
+        assert_eq!(shortened("short"), "short");
+    }
+}

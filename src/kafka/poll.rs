@@ -1,0 +1,464 @@
+//! The poll thread. Everything that librdkafka says arrives here in one order: messages, assignments, revocations,
+//! outcomes of commits. Nothing here waits for long: a thread that stops polling is evicted from its group.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
+
+use super::KafkaConfig;
+use super::client::{Callbacks, CommitOutcome, Event, fault_of_creation, wait_until_reachable};
+use super::envelope::{Claim, Envelope, Ownership};
+use super::lag;
+use super::message::Message;
+use super::source::{DrainReport, Partition, Shared, Subscription};
+use crate::error::Fault;
+
+/// A poll without messages returns after this, so that a stop or a due commit is noticed.
+const POLL: Duration = Duration::from_millis(100);
+/// The same while room, a drain or the answer to a commit is waited for.
+const POLL_WHILE_WAITING: Duration = Duration::from_millis(20);
+/// After a drain the last commit may take this long; then its posts come again.
+const COMMIT_GRACE: Duration = Duration::from_secs(5);
+/// Between attempts of the last commit of a drain.
+const COMMIT_RETRY: Duration = Duration::from_millis(200);
+/// A commit whose answer does not come by then no longer holds up the next one.
+const COMMIT_ANSWER: Duration = Duration::from_secs(30);
+
+/// Partitions on their way out of our hands: wait for what is in the pipeline, then commit.
+struct Drain {
+    partitions: Vec<(Partition, Arc<Ownership>)>,
+    deadline: Instant,
+    /// When the waiting was over; from here on the commit has [`COMMIT_GRACE`].
+    committing_since: Option<Instant>,
+}
+
+/// Where a drain stands.
+#[derive(PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    Done { committed: bool },
+}
+
+/// A revocation that librdkafka waits for.
+struct Revocation {
+    list: TopicPartitionList,
+    drain: Drain,
+}
+
+/// The state of the poll thread.
+pub(super) struct Poller {
+    consumer: Arc<BaseConsumer<Callbacks>>,
+    shared: Arc<Shared>,
+    topics: Vec<Arc<str>>,
+    /// `None` once nothing more is handed out.
+    sender: Option<mpsc::Sender<Envelope>>,
+    /// Messages without room, in order; more than one only for what was on its way when the partitions were paused.
+    held: VecDeque<Message>,
+    held_since: Option<Instant>,
+    paused: bool,
+    /// Our share of the gauge, which other sources move too.
+    paused_told: usize,
+    revocations: Vec<Revocation>,
+    stopping: Option<(Drain, u64)>,
+    commit_sent: Option<Instant>,
+    commit_due: Instant,
+    commit_retry: Instant,
+    commits_fail: bool,
+    commit_interval: Duration,
+    pause_after: Duration,
+    drain_timeout: Duration,
+    lag: (SyncSender<()>, JoinHandle<()>),
+}
+
+impl Poller {
+    /// Reaches the brokers and joins the group.
+    pub(super) fn start(
+        config: &KafkaConfig,
+        subscription: &Subscription,
+        drain_timeout: Duration,
+        shared: Arc<Shared>,
+        sender: mpsc::Sender<Envelope>,
+    ) -> Result<Self, Fault> {
+        let consumer = config
+            .consumer_config(&subscription.group)
+            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(shared.status.clone()))
+            .map_err(|error| fault_of_creation(&error))?;
+        let consumer = Arc::new(consumer);
+        wait_until_reachable(&consumer, &shared.status, config)?;
+        let topics = subscription.topics.iter().map(String::as_str).collect::<Vec<_>>();
+        consumer
+            .subscribe(&topics)
+            .map_err(|error| Fault::fatal(format!("cannot subscribe to {}: {error}", topics.join(", "))))?;
+        let start = if config.start == "latest" { Offset::End } else { Offset::Beginning };
+        let lag = lag::spawn(consumer.clone(), shared.clone(), start)
+            .map_err(|error| Fault::fatal(format!("the Kafka lag thread cannot be started: {error}")))?;
+        Ok(Self {
+            consumer,
+            shared,
+            topics: topics.into_iter().map(Arc::from).collect(),
+            sender: Some(sender),
+            held: VecDeque::new(),
+            held_since: None,
+            paused: false,
+            paused_told: 0,
+            revocations: Vec::new(),
+            stopping: None,
+            commit_sent: None,
+            commit_due: Instant::now() + config.commit_interval,
+            commit_retry: Instant::now(),
+            commits_fail: false,
+            commit_interval: config.commit_interval,
+            pause_after: config.pause_after,
+            drain_timeout,
+            lag,
+        })
+    }
+
+    /// Polls until a stop is asked for and done; `ended` gets the report before the consumer is closed.
+    pub(super) fn run(mut self, ended: oneshot::Sender<Result<DrainReport, Fault>>) {
+        let report = loop {
+            self.shared.status.polled();
+            if let Some(report) = self.advance_stop() {
+                break Ok(report);
+            }
+            self.advance_revocations();
+            self.hand_out_held();
+            self.commit_if_due();
+            if let Some(waiting) = self.wait_for_room() {
+                self.shared.inflight.wait_for_room(waiting, POLL);
+                continue;
+            }
+            match self.consumer.clone().poll(self.poll_timeout()) {
+                Some(Ok(message)) => self.take(&message),
+                Some(Err(KafkaError::MessageConsumptionFatal(code))) => break Err(fatal(code, &self.shared)),
+                Some(Err(error)) => self.shared.status.failed(&error, &error.to_string()),
+                None => {}
+            }
+            self.handle_events();
+        };
+        if let Err(fault) = &report {
+            tracing::error!(%fault, "the kafka consumer ends");
+        }
+        let _ = ended.send(report);
+        self.close();
+    }
+
+    /// Leaves the group. What is not committed by now comes again.
+    pub(super) fn close(mut self) {
+        self.sender = None;
+        let owned = self.shared.owned().keys().cloned().collect::<Vec<_>>();
+        for partition in &owned {
+            self.shared.disown(partition);
+        }
+        self.tell_partitions();
+        self.consumer.context().close();
+        for revocation in self.revocations.drain(..) {
+            Callbacks::give_back(&self.consumer, &revocation.list);
+        }
+        // The lag thread goes first: whoever drops the consumer last closes it, and that is to be this thread.
+        let (signals, thread) = self.lag;
+        drop(signals);
+        if thread.join().is_err() {
+            tracing::error!("the kafka lag thread panicked. This is a bug.");
+        }
+    }
+
+    fn poll_timeout(&self) -> Duration {
+        if self.paused || !self.revocations.is_empty() || self.stopping.is_some() {
+            return POLL_WHILE_WAITING;
+        }
+        POLL.min(self.commit_due.saturating_duration_since(Instant::now()))
+    }
+
+    fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) {
+        if self.sender.is_none() {
+            return;
+        }
+        let message = Message::read(message, &mut self.topics);
+        self.held.push_back(message);
+        self.hand_out_held();
+    }
+
+    /// Hands out held messages in order, as far as there is room, and pauses or resumes by what is left.
+    fn hand_out_held(&mut self) {
+        while let Some(message) = self.held.front() {
+            let ownership = self.shared.owned().get(&message.partition()).cloned();
+            let Some(ownership) = ownership else {
+                // Read ahead for a partition that has gone to another member since.
+                self.held.pop_front();
+                continue;
+            };
+            let Some(permit) = self.shared.inflight.try_acquire(message.bytes) else { break };
+            let Some(message) = self.held.pop_front() else { break };
+            let claim = Claim::new(ownership, message.position.offset, permit);
+            self.send(message.into_envelope(claim));
+        }
+        if self.held.is_empty() {
+            self.held_since = None;
+            if self.paused && self.sender.is_some() && self.shared.inflight.is_half_free() {
+                // At half, not at the first free place: each pause throws the read-ahead away.
+                self.resume();
+            }
+        } else {
+            let since = *self.held_since.get_or_insert_with(Instant::now);
+            if !self.paused && since.elapsed() >= self.pause_after {
+                self.pause();
+            }
+        }
+    }
+
+    fn send(&mut self, envelope: Envelope) {
+        let Some(sender) = &self.sender else { return };
+        match sender.try_send(envelope) {
+            Ok(()) => self.shared.metrics.consumed.inc(),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                unreachable!("the channel has a place for each permit. This is a bug.")
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                tracing::warn!("nobody takes messages any more; the consumer waits for its stop");
+                self.end_stream();
+            }
+        }
+    }
+
+    /// Nothing more is handed out; polling goes on for the sake of the group.
+    fn end_stream(&mut self) {
+        self.sender = None;
+        self.held.clear();
+        self.held_since = None;
+        self.pause();
+    }
+
+    /// The size of the message that waits for room, while its partitions are not paused yet. Until then a poll would
+    /// bring more messages, so the thread waits here, at most `kafka.pause_after` in all.
+    fn wait_for_room(&self) -> Option<u64> {
+        if self.paused { None } else { self.held.front().map(|message| message.bytes) }
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        if let Err(error) = self.consumer.pause(&self.owned_list()) {
+            tracing::warn!(%error, "could not pause partitions");
+        }
+        self.tell_partitions();
+    }
+
+    fn resume(&mut self) {
+        self.paused = false;
+        if let Err(error) = self.consumer.resume(&self.owned_list()) {
+            tracing::warn!(%error, "could not resume partitions");
+        }
+        self.tell_partitions();
+    }
+
+    fn owned_list(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in self.shared.owned().keys() {
+            list.add_partition(topic, *partition);
+        }
+        list
+    }
+
+    fn tell_partitions(&mut self) {
+        let assigned = self.shared.owned().len();
+        let paused = if self.paused { assigned } else { 0 };
+        self.shared.metrics.paused_partitions.add(paused as i64 - self.paused_told as i64);
+        self.paused_told = paused;
+        self.shared.status.set_partitions(assigned, paused);
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.consumer.context().next_event() {
+            match event {
+                Event::Assigned(partitions) => self.assigned(partitions),
+                Event::Revoked(list) => self.revoked(list),
+                Event::Committed { error, outcomes } => self.committed(error, outcomes),
+            }
+        }
+    }
+
+    fn assigned(&mut self, partitions: Vec<(String, i32)>) {
+        tracing::info!(partitions = ?partitions, "partitions assigned");
+        for (topic, partition) in partitions {
+            let key = (super::message::intern(&mut self.topics, &topic), partition);
+            self.shared.owned().insert(key, Arc::new(Ownership::default()));
+        }
+        // A pause outlives a reassignment inside librdkafka, so that each partition is told what holds now.
+        if self.paused {
+            self.pause()
+        } else {
+            self.resume()
+        }
+        // A full channel means that the lag is about to be measured.
+        let _ = self.lag.0.try_send(());
+    }
+
+    fn revoked(&mut self, list: TopicPartitionList) {
+        let keys = list.elements().iter().map(|it| (it.topic().to_owned(), it.partition())).collect::<Vec<_>>();
+        tracing::info!(partitions = ?keys, "partitions revoked");
+        let mut partitions = Vec::new();
+        for (topic, partition) in keys {
+            let key = (super::message::intern(&mut self.topics, &topic), partition);
+            if let Some(ownership) = self.shared.disown(&key) {
+                partitions.push((key, ownership));
+            }
+        }
+        self.tell_partitions();
+        let deadline = Instant::now() + self.drain_timeout;
+        self.revocations.push(Revocation { list, drain: Drain { partitions, deadline, committing_since: None } });
+    }
+
+    fn advance_revocations(&mut self) {
+        for mut revocation in std::mem::take(&mut self.revocations) {
+            let lost = self.consumer.assignment_lost();
+            if !lost && self.advance(&mut revocation.drain) == Progress::Waiting {
+                self.revocations.push(revocation);
+                continue;
+            }
+            let left = revocation.drain.unsettled();
+            if left > 0 {
+                tracing::warn!(posts = left, lost, "partitions went before these posts were settled; they come again");
+            }
+            Callbacks::give_back(&self.consumer, &revocation.list);
+        }
+    }
+
+    /// Begins or goes on with the stop; `Some` when it is done.
+    fn advance_stop(&mut self) -> Option<DrainReport> {
+        let deadline = self.shared.stop_deadline()?;
+        let (mut drain, settled_before) = self.stopping.take().unwrap_or_else(|| {
+            self.end_stream();
+            let drain = Drain { partitions: Vec::new(), deadline, committing_since: None };
+            (drain, self.owned_partitions().iter().map(|(_, it)| it.lock().settled).sum())
+        });
+        // A rebalance in the middle of the stop may take partitions away; they drain as revoked ones.
+        drain.partitions = self.owned_partitions();
+        match self.advance(&mut drain) {
+            Progress::Done { committed } if self.revocations.is_empty() => {
+                let settled = drain.partitions.iter().map(|(_, it)| it.lock().settled).sum::<u64>();
+                let settled = settled.saturating_sub(settled_before);
+                Some(DrainReport { settled, abandoned: drain.unsettled(), committed })
+            }
+            _ => {
+                self.stopping = Some((drain, settled_before));
+                None
+            }
+        }
+    }
+
+    fn owned_partitions(&self) -> Vec<(Partition, Arc<Ownership>)> {
+        self.shared.owned().iter().map(|(partition, it)| (partition.clone(), it.clone())).collect()
+    }
+
+    fn advance(&mut self, drain: &mut Drain) -> Progress {
+        let now = Instant::now();
+        if now < drain.deadline && !drain.partitions.iter().all(|(_, ownership)| ownership.lock().is_drained()) {
+            return Progress::Waiting;
+        }
+        if drain.partitions.iter().all(|(_, ownership)| ownership.lock().to_commit().is_none()) {
+            return Progress::Done { committed: true };
+        }
+        let since = *drain.committing_since.get_or_insert(now);
+        if now.duration_since(since) >= COMMIT_GRACE {
+            tracing::warn!("the last commit was not acknowledged; posts since the one before come again");
+            return Progress::Done { committed: false };
+        }
+        if now >= self.commit_retry {
+            self.commit(&drain.partitions);
+        }
+        Progress::Waiting
+    }
+
+    fn commit_if_due(&mut self) {
+        if Instant::now() >= self.commit_due && self.stopping.is_none() {
+            self.commit_due = Instant::now() + self.commit_interval;
+            let owned = self.owned_partitions();
+            self.commit(&owned);
+        }
+    }
+
+    /// Asks for a commit of what is settled without a gap. One at a time: while the brokers are away they would pile up.
+    fn commit(&mut self, partitions: &[(Partition, Arc<Ownership>)]) {
+        if self.commit_sent.is_some_and(|sent| sent.elapsed() < COMMIT_ANSWER) {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), ownership) in partitions {
+            let Some(watermark) = ownership.lock().to_commit() else { continue };
+            if let Err(error) = list.add_partition_offset(topic, *partition, Offset::Offset(watermark)) {
+                tracing::error!(%error, "an offset that cannot be committed. This is a bug.");
+            }
+        }
+        if list.count() == 0 {
+            return;
+        }
+        match self.consumer.commit(&list, CommitMode::Async) {
+            Ok(()) => self.commit_sent = Some(Instant::now()),
+            Err(error) => self.commit_failed(&error),
+        }
+    }
+
+    fn committed(&mut self, error: Option<KafkaError>, outcomes: Vec<CommitOutcome>) {
+        self.commit_sent = None;
+        let mut first_error = error;
+        for CommitOutcome { topic, partition, result } in outcomes {
+            match result {
+                Ok(offset) => {
+                    let key = (super::message::intern(&mut self.topics, &topic), partition);
+                    let owned = self.shared.owned().get(&key).cloned();
+                    let leaving = self.revocations.iter().flat_map(|revocation| &revocation.drain.partitions);
+                    let leaving = leaving.filter(|(partition, _)| *partition == key).map(|(_, it)| it.clone());
+                    for ownership in owned.into_iter().chain(leaving) {
+                        ownership.lock().acknowledged = Some(offset);
+                    }
+                }
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        match first_error {
+            Some(error) => self.commit_failed(&error),
+            None if self.commits_fail => {
+                self.commits_fail = false;
+                tracing::info!("offsets are committed again");
+            }
+            None => {}
+        }
+    }
+
+    fn commit_failed(&mut self, error: &KafkaError) {
+        self.shared.metrics.commits_failed.inc();
+        self.commit_retry = Instant::now() + COMMIT_RETRY;
+        if self.commits_fail {
+            tracing::debug!(%error, "offsets could not be committed");
+        } else {
+            tracing::warn!(%error, "offsets could not be committed; trying on, nothing is lost");
+        }
+        self.commits_fail = true;
+    }
+}
+
+impl Drain {
+    fn unsettled(&self) -> u64 {
+        self.partitions.iter().map(|(_, ownership)| ownership.lock().unsettled() as u64).sum()
+    }
+}
+
+/// librdkafka's own word for "this consumer will never work again".
+fn fatal(code: RDKafkaErrorCode, shared: &Shared) -> Fault {
+    let reason = shared.status.last_error().unwrap_or_else(|| code.to_string());
+    let way_out = match code {
+        RDKafkaErrorCode::FencedInstanceId => "another worker has the same group.instance.id; give each its own",
+        RDKafkaErrorCode::UnsupportedAssignor => {
+            "the brokers do not know group.remote.assignor; choose one that they have"
+        }
+        _ => "look at kafka.properties and at the brokers' logs",
+    };
+    Fault::fatal(format!("the Kafka consumer cannot go on: {reason}; {way_out}"))
+}

@@ -1,0 +1,137 @@
+//! An acknowledged producer: a message counts as sent when all in-sync replicas have it.
+
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::Delivery;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+
+use super::KafkaConfig;
+use super::client::{ProducerCallbacks, SEND_TIMEOUT, fault_of_creation, needs_a_person};
+use crate::error::{Fault, Outage, Reason};
+
+/// At most so long for what is still on its way at the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends messages one by one; many sends may be under way at a time, and librdkafka batches them.
+pub struct Producer {
+    config: KafkaConfig,
+    // librdkafka's idempotent producer can fail for good (a broker that lost its state): then it is made anew.
+    client: RwLock<FutureProducer<ProducerCallbacks>>,
+    callbacks: ProducerCallbacks,
+}
+
+impl Producer {
+    /// A producer; brokers are reached when the first message is sent.
+    ///
+    /// # Errors
+    /// [`Fault::Fatal`] for a configuration that librdkafka refuses.
+    pub fn new(config: &KafkaConfig) -> Result<Self, Fault> {
+        let callbacks = ProducerCallbacks::new();
+        let client = RwLock::new(make(config, &callbacks)?);
+        Ok(Self { config: config.clone(), client, callbacks })
+    }
+
+    /// Sends a message (`payload` `None`: a tombstone) and waits for its acknowledgement; gives partition and offset.
+    ///
+    /// # Errors
+    /// [`Fault::Reject`] if the brokers refuse its size, [`Fault::Fatal`] if the topic does not exist or may not be
+    /// written, [`Fault::Retry`] if it was not acknowledged in time (it may yet arrive: a retry can send it twice).
+    pub async fn send(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[(String, Option<Vec<u8>>)],
+    ) -> Result<(i32, i64), Fault> {
+        let delivery = self.deliver(topic, key, payload, headers).await;
+        delivery.map(|delivery| (delivery.partition, delivery.offset)).map_err(|error| match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => Fault::reject(
+                Reason::TooLarge,
+                format!(
+                    "a message of {} bytes is larger than topic {topic} takes; raise max.message.bytes of the topic",
+                    payload.map_or(0, <[u8]>::len)
+                ),
+            ),
+            Some(code) if needs_a_person(code) => Fault::fatal(cannot_write(topic, &error)),
+            _ => Fault::retry(Outage::Broker, cannot_write(topic, &error)),
+        })
+    }
+
+    /// Waits, at most 10 s, until nothing is on its way. Needed only where a `send` was given up half-way: its message
+    /// would be thrown away with the producer.
+    ///
+    /// # Errors
+    /// [`Fault::Retry`] if something is still on its way.
+    pub async fn flush(&self) -> Result<(), Fault> {
+        let client = self.client();
+        let flushed = tokio::task::spawn_blocking(move || client.flush(FLUSH_TIMEOUT)).await;
+        match flushed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Fault::retry(Outage::Broker, format!("messages are still on their way: {error}"))),
+            Err(error) => Err(Fault::fatal(format!("flushing the Kafka producer failed: {error}"))),
+        }
+    }
+
+    pub(super) async fn deliver(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[(String, Option<Vec<u8>>)],
+    ) -> Result<Delivery, KafkaError> {
+        let mut record = FutureRecord::<[u8], [u8]>::to(topic);
+        record.key = key;
+        record.payload = payload;
+        if !headers.is_empty() {
+            let list = headers.iter().fold(OwnedHeaders::new_with_capacity(headers.len()), |list, (key, value)| {
+                list.insert(Header { key, value: value.as_deref() })
+            });
+            record = record.headers(list);
+        }
+        let client = self.client();
+        match client.send(record, SEND_TIMEOUT).await {
+            Ok(delivery) => {
+                self.callbacks.delivered();
+                Ok(delivery)
+            }
+            Err((error, _)) => {
+                if client.client().fatal_error().is_some() {
+                    self.make_anew();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn client(&self) -> FutureProducer<ProducerCallbacks> {
+        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn make_anew(&self) {
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        // Several senders may have met the same failure: the first of them replaces the producer.
+        if let Some((_, reason)) = client.client().fatal_error() {
+            tracing::warn!(reason, "the kafka producer failed for good and is made anew");
+            match make(&self.config, &self.callbacks) {
+                Ok(fresh) => *client = fresh,
+                Err(fault) => tracing::error!(%fault, "the kafka producer could not be made anew"),
+            }
+        }
+    }
+}
+
+fn make(config: &KafkaConfig, callbacks: &ProducerCallbacks) -> Result<FutureProducer<ProducerCallbacks>, Fault> {
+    config.producer_config().create_with_context(callbacks.clone()).map_err(|error| fault_of_creation(&error))
+}
+
+pub(super) fn cannot_write(topic: &str, error: &KafkaError) -> String {
+    let way_out = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => "create the topic",
+        Some(code) if needs_a_person(code) => "look at the brokers' access rules and at the section [kafka]",
+        _ => "look at the brokers named in kafka.brokers",
+    };
+    format!("topic {topic} cannot be written: {error}; {way_out}")
+}
