@@ -1,4 +1,17 @@
 //! The query worker: a request in, the best posts out.
+//!
+//! ```text
+//! http   POST /v1/search, GET /v1/search, the page --+
+//!                                                    +--> service: permit -> embed -> store -> rank -> answer
+//! kafka  requests topic -> ... -> results topic -----+
+//! ```
+
+pub mod cache;
+pub mod embed;
+pub mod error;
+pub mod rank;
+pub mod request;
+pub mod service;
 
 use crate::config::Secret;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,325 @@
+//! A request in, its answer out, whoever asked: permit, embedding, store, ranking.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+use crate::post::point_id;
+use crate::query::QueryConfig;
+use crate::query::cache::TopicCache;
+use crate::query::embed::QueryEncoder;
+use crate::query::error::{ErrorCode, SearchError};
+use crate::query::rank::{self, Ranked, Ranking};
+use crate::query::request::{SearchRequest, Subject, Target};
+use crate::store::{Filter, Hit, SharedStore, VectorName, VectorQuery};
+
+/// What a sender over capacity is told to wait.
+const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+
+/// Who asks; a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The HTTP interface and its page.
+    Http,
+    /// The requests topic.
+    Kafka,
+    /// The command line.
+    Cli,
+}
+
+impl Source {
+    /// The name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Http => "http",
+            Source::Kafka => "kafka",
+            Source::Cli => "cli",
+        }
+    }
+}
+
+/// What an answer says of the model, and what its numbers need.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// The bundle's id.
+    pub id: String,
+    /// The factor before the softmax; about 100 in trained CLIP models.
+    pub logit_scale: f32,
+}
+
+/// What a [`SearchService`] is made of.
+pub struct ServiceParts {
+    /// Turns topics and pictures into vectors.
+    pub encoder: QueryEncoder,
+    /// Where the posts are.
+    pub store: SharedStore,
+    /// The model behind `encoder`.
+    pub model: ModelInfo,
+    /// Limits.
+    pub config: QueryConfig,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Answers searches. Shared behind an [`Arc`] by the HTTP interface, the requests topic and the command line.
+pub struct SearchService {
+    parts: ServiceParts,
+    permits: Semaphore,
+    topics: TopicCache,
+}
+
+/// The answer of design 1.5.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SearchResponse {
+    /// As the request gave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The model's id.
+    pub model: String,
+    /// Milliseconds from the request's arrival to the answer.
+    pub took_ms: f64,
+    /// Number of posts over which `probability` was computed; see [`crate::query::rank`].
+    pub candidates: usize,
+    /// Best first.
+    pub hits: Vec<SearchHit>,
+}
+
+/// A post of the answer; what the post does not have is null.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SearchHit {
+    /// From 1.
+    pub rank: usize,
+    /// The feed's id of the post.
+    pub post_id: Value,
+    /// Cosine similarity with the post's vector `matched`.
+    pub score: f32,
+    /// Softmax of logit_scale x cosine over the candidates.
+    pub probability: f64,
+    /// `image` or `caption`: the post's vector that `score` speaks of.
+    pub matched: &'static str,
+    /// The post's text.
+    pub caption: Value,
+    /// The post's picture: `url`, and `thumbnail` (a data URI) where one is kept.
+    pub image: Value,
+    /// Who wrote it.
+    pub author: Value,
+    /// When.
+    pub created_at: Value,
+    /// Its language.
+    pub lang: Value,
+    /// Its tags.
+    pub tags: Value,
+}
+
+/// A search's vector, and the stored post that it was taken from.
+struct Embedded {
+    vector: Arc<[f32]>,
+    own: Option<Uuid>,
+}
+
+impl SearchService {
+    /// A service; nothing runs until it is asked.
+    pub fn new(parts: ServiceParts) -> Arc<Self> {
+        let permits = Semaphore::new(parts.config.max_concurrent);
+        let topics = TopicCache::new(parts.config.cache_entries);
+        Arc::new(Self { parts, permits, topics })
+    }
+
+    /// The limits in force.
+    pub fn config(&self) -> &QueryConfig {
+        &self.parts.config
+    }
+
+    /// The model in use.
+    pub fn model(&self) -> &ModelInfo {
+        &self.parts.model
+    }
+
+    /// The store that is searched.
+    pub fn store(&self) -> &SharedStore {
+        &self.parts.store
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
+    }
+
+    /// Answers a search within `query.max_wait` (for a free place; over Kafka as long as it takes) and `query.timeout`.
+    ///
+    /// # Errors
+    /// 422 for what can never be answered, 429 without a free place, 503 where the store or the encoder fails or takes
+    /// longer than the timeout.
+    pub async fn search(&self, request: SearchRequest, source: Source) -> Result<SearchResponse, SearchError> {
+        let arrived = Instant::now();
+        let result = self.admitted(request, source, arrived).await;
+        self.observe("total", arrived);
+        self.count(source, result.as_ref().err());
+        result
+    }
+
+    /// Counts a request that was answered without a search, because it was no good.
+    pub fn count_rejected(&self, source: Source, error: &SearchError) {
+        self.count(source, Some(error));
+    }
+
+    async fn admitted(
+        &self,
+        request: SearchRequest,
+        source: Source,
+        arrived: Instant,
+    ) -> Result<SearchResponse, SearchError> {
+        let permit = self.permit(source).await;
+        self.observe("wait", arrived);
+        let _permit = permit?;
+        let timeout = self.parts.config.timeout;
+        tokio::time::timeout(timeout, self.answer(request, arrived)).await.unwrap_or_else(|_| {
+            Err(SearchError::for_now(
+                ErrorCode::Unavailable,
+                format!("the search was not answered within {}", humantime(timeout)),
+                OVERLOAD_DELAY,
+            ))
+        })
+    }
+
+    async fn permit(&self, source: Source) -> Result<SemaphorePermit<'_>, SearchError> {
+        const NEVER_CLOSED: &str = "the semaphore is never closed. This is a bug.";
+        let permit = self.permits.acquire();
+        // The topic is the queue of Kafka's requests: an error would only make their senders ask once more.
+        if source == Source::Kafka {
+            return Ok(permit.await.expect(NEVER_CLOSED));
+        }
+        match tokio::time::timeout(self.parts.config.max_wait, permit).await {
+            Ok(permit) => Ok(permit.expect(NEVER_CLOSED)),
+            Err(_) => Err(SearchError::for_now(
+                ErrorCode::Overloaded,
+                format!("{} searches are running already; try again in a moment", self.parts.config.max_concurrent),
+                OVERLOAD_DELAY,
+            )),
+        }
+    }
+
+    async fn answer(&self, request: SearchRequest, arrived: Instant) -> Result<SearchResponse, SearchError> {
+        let encoding = Instant::now();
+        let embedded = self.embed(request.subject).await?;
+        self.observe("encode", encoding);
+
+        let searching = Instant::now();
+        let top_k = request.top_k;
+        let limit = self.parts.config.candidates.max(top_k);
+        let logit_scale = self.parts.model.logit_scale;
+        let look_up = |using| self.candidates(&embedded, using, request.filter.clone(), limit);
+        let ranking = match request.target {
+            Target::Image | Target::Caption => {
+                let using = if request.target == Target::Image { VectorName::Image } else { VectorName::Caption };
+                let hits = look_up(using).await?;
+                rank::single(hits, using, logit_scale, top_k)
+            }
+            Target::Both => {
+                let (image, caption) = tokio::try_join!(look_up(VectorName::Image), look_up(VectorName::Caption))?;
+                rank::fused(image, caption, logit_scale, top_k)
+            }
+        };
+        self.observe("store", searching);
+
+        let Ranking { candidates, posts } = ranking;
+        let hits = posts.into_iter().enumerate().map(|(index, post)| SearchHit::new(index + 1, post)).collect();
+        let took_ms = (arrived.elapsed().as_secs_f64() * 1e5).round() / 1e2;
+        let model = self.parts.model.id.clone();
+        Ok(SearchResponse { request_id: request.request_id, model, took_ms, candidates, hits })
+    }
+
+    async fn embed(&self, subject: Subject) -> Result<Embedded, SearchError> {
+        match subject {
+            Subject::Topic(topic) => Ok(Embedded { vector: self.topic_vector(topic).await?, own: None }),
+            Subject::Picture(picture) => {
+                Ok(Embedded { vector: self.parts.encoder.embed_picture(picture).await?.into(), own: None })
+            }
+            Subject::Post(post_id) => {
+                let id = point_id(&post_id);
+                let stored = self.parts.store.get(&[id]).await?.into_iter().next();
+                let post = stored.filter(|post| post.payload.get("deleted") != Some(&Value::Bool(true)));
+                let Some(post) = post else {
+                    let message = format!("there is no post {post_id:?} in the index");
+                    return Err(SearchError::new(ErrorCode::Unprocessable, message));
+                };
+                let Some(vector) = post.image else {
+                    let message = format!("the post {post_id:?} has no picture to search by");
+                    return Err(SearchError::new(ErrorCode::Unprocessable, message));
+                };
+                Ok(Embedded { vector: vector.into(), own: Some(id) })
+            }
+        }
+    }
+
+    async fn topic_vector(&self, topic: String) -> Result<Arc<[f32]>, SearchError> {
+        let known = self.topics.get(&topic);
+        let result = if known.is_some() { "hit" } else { "miss" };
+        self.parts.metrics.embedding_cache.with_label_values(&[result]).inc();
+        if let Some(vector) = known {
+            return Ok(vector);
+        }
+        let vector: Arc<[f32]> = self.parts.encoder.embed_topic(&topic).await?.into();
+        self.topics.put(&topic, Arc::clone(&vector));
+        Ok(vector)
+    }
+
+    async fn candidates(
+        &self,
+        embedded: &Embedded,
+        using: VectorName,
+        filter: Filter,
+        limit: usize,
+    ) -> Result<Vec<Hit>, SearchError> {
+        // One more where the post itself, which is left out, would take a place.
+        let limit_with_own = limit + usize::from(embedded.own.is_some());
+        let query = VectorQuery { vector: embedded.vector.to_vec(), using, filter, limit: limit_with_own };
+        let mut hits = self.parts.store.search(query).await?;
+        hits.retain(|hit| Some(hit.id) != embedded.own);
+        hits.truncate(limit);
+        Ok(hits)
+    }
+
+    fn observe(&self, phase: &str, since: Instant) {
+        self.parts.metrics.search_seconds.with_label_values(&[phase]).observe(since.elapsed().as_secs_f64());
+    }
+
+    fn count(&self, source: Source, error: Option<&SearchError>) {
+        let outcome = error.map_or("ok", |error| error.code.outcome());
+        self.parts.metrics.searches.with_label_values(&[source.as_str(), outcome]).inc();
+    }
+}
+
+impl SearchHit {
+    fn new(rank: usize, post: Ranked) -> Self {
+        let Ranked { id: _, score, matched, probability, mut payload } = post;
+        let mut take = |field: &str| take(&mut payload, field);
+        Self {
+            rank,
+            post_id: take("post_id"),
+            score,
+            probability,
+            matched: matched.as_str(),
+            caption: take("caption"),
+            image: take("image"),
+            author: take("author"),
+            created_at: take("created_at"),
+            lang: take("lang"),
+            tags: take("tags"),
+        }
+    }
+}
+
+fn take(payload: &mut Map<String, Value>, field: &str) -> Value {
+    payload.remove(field).unwrap_or(Value::Null)
+}
+
+/// A duration as the configuration writes it.
+pub(super) fn humantime(duration: Duration) -> String {
+    humantime_serde::re::humantime::format_duration(duration).to_string()
+}
