@@ -146,7 +146,8 @@ async fn picture_is_fetched_through_redirects() {
 
 #[tokio::test]
 async fn cookies_of_one_answer_do_not_reach_the_next_request() {
-    let server = Server::start([("/a", raw("HTTP/1.1 302 Found\nset-cookie: a=b\nlocation: /b\ncontent-length: 0\n\n"))]).await;
+    let server =
+        Server::start([("/a", raw("HTTP/1.1 302 Found\nset-cookie: a=b\nlocation: /b\ncontent-length: 0\n\n"))]).await;
     assert_rejected(fetch(&server.url("/a")).await, Reason::ImageUnavailable, "404");
     assert!(server.requests().iter().all(|request| !request.to_ascii_lowercase().contains("cookie:")));
 }
@@ -202,7 +203,8 @@ async fn redirects_are_judged_like_the_first_url() {
         "http://user@127.0.0.1/",
         "data:image/png;base64,AAAA",
     ] {
-        let answer = Answer::Raw(format!("HTTP/1.1 302 Found\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n").into_bytes());
+        let answer =
+            Answer::Raw(format!("HTTP/1.1 302 Found\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n").into_bytes());
         let server = Server::start([("/a", answer)]).await;
         assert_rejected(fetch(&server.url("/a")).await, Reason::ForbiddenSource, "image: ");
         assert_eq!(server.requests().len(), 1);
@@ -248,7 +250,8 @@ async fn content_length_that_lies_is_a_broken_transfer() {
 
 #[tokio::test]
 async fn compressed_answer_is_not_inflated() {
-    let server = Server::start([("/bomb", raw("HTTP/1.1 200 OK\ncontent-encoding: gzip\ncontent-length: 4\n\nbomb"))]).await;
+    let server =
+        Server::start([("/bomb", raw("HTTP/1.1 200 OK\ncontent-encoding: gzip\ncontent-length: 4\n\nbomb"))]).await;
     assert_rejected(fetch(&server.url("/bomb")).await, Reason::BadImage, "gzip");
 }
 
