@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-pub use self::parse::{post_id_from_key, version_from_header};
+pub use self::parse::{post_id_from_key, tombstone_version};
 
 /// The Kafka header in which a tombstone may carry its version: decimal digits.
 pub const VERSION_HEADER: &str = "version";

@@ -109,7 +109,7 @@ impl Arguments {
         let story = async {
             let producer = Producer::new(&config.kafka)?;
             let sender = Sender { producer: &producer, topic: &config.kafka.posts_topic, metrics: &metrics, pause };
-            let served = serve(listener, &config, &search, shutdown.clone());
+            let served = serve(listener, &search, shutdown.clone());
             tokio::pin!(served);
             // The page is there from the start, and shows the feed coming in.
             tokio::select! {
@@ -160,12 +160,11 @@ impl Drop for TemporaryFolder {
 
 async fn serve(
     listener: Option<tokio::net::TcpListener>,
-    config: &Config,
     search: &Arc<SearchService>,
     shutdown: CancellationToken,
 ) -> Result<()> {
     match listener {
-        Some(listener) => crate::query::http::run(listener, &config.query, search.clone(), shutdown).await,
+        Some(listener) => crate::query::http::run(listener, search.clone(), shutdown).await,
         None => std::future::pending().await,
     }
 }

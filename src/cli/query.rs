@@ -34,10 +34,10 @@ impl Arguments {
         let ready = start::readiness(encoder, store.clone());
         service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
         tracing::info!(listen = config.query.listen, "answering searches");
-        let served = http::run(listener, &config.query, search.clone(), shutdown.clone());
+        let served = http::run(listener, search.clone(), shutdown.clone());
         let answered = async {
             match config.query.kafka {
-                true => kafka::run(&config, search.clone(), metrics.clone(), shutdown.clone()).await,
+                true => kafka::run(&config.kafka, search.clone(), shutdown.clone()).await,
                 false => Ok(()),
             }
         };

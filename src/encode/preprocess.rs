@@ -8,11 +8,19 @@ use crate::image::resize;
 /// Resizes pictures to a model's resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preprocessor {
-    /// Side of the square input, in pixels.
-    pub resolution: u32,
+    resolution: u32,
 }
 
 impl Preprocessor {
+    /// For a model whose input is `resolution` x `resolution` pixels.
+    ///
+    /// # Panics
+    /// Where `resolution` is zero.
+    pub fn new(resolution: u32) -> Self {
+        assert!(resolution > 0, "a resolution is at least 1 pixel");
+        Self { resolution }
+    }
+
     /// The picture as `resolution` x `resolution` RGB bytes. Blocking (up to milliseconds).
     pub fn prepare(&self, picture: &Picture) -> PreparedImage {
         PreparedImage { rgb: resize::resize_rgb(picture, self.resolution, self.resolution) }
@@ -72,7 +80,7 @@ mod tests {
     #[test]
     fn prepared_picture_has_the_models_size() {
         let picture = Picture::new(5, 9, Layout::Gray, vec![7; 45]);
-        let prepared = Preprocessor { resolution: 4 }.prepare(&picture);
+        let prepared = Preprocessor::new(4).prepare(&picture);
         assert_eq!(prepared.rgb, vec![7; 48]);
     }
 }

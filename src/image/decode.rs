@@ -25,6 +25,13 @@ pub struct DecodeLimits {
     pub max_pixels: u64,
 }
 
+impl Default for DecodeLimits {
+    /// 50 million pixels, as `images.max_pixels` is shipped.
+    fn default() -> Self {
+        Self { max_pixels: 50_000_000 }
+    }
+}
+
 /// How a [`Picture`]'s pixels are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {

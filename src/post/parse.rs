@@ -102,13 +102,15 @@ pub fn post_id_from_key(key: Option<&[u8]>) -> Result<String, Fault> {
     Ok(post_id.to_owned())
 }
 
-/// The version in a tombstone's [`VERSION_HEADER`].
+/// The version in a tombstone's [`VERSION_HEADER`], where it has that header; the last one counts.
 ///
 /// # Errors
 /// [`Reason::BadField`] where it is not a whole number below 2^53 in decimal digits.
-pub fn version_from_header(value: &[u8]) -> Result<u64, Fault> {
+pub fn tombstone_version(headers: &[(String, Option<Vec<u8>>)]) -> Result<Option<u64>, Fault> {
+    let Some((_, Some(value))) = headers.iter().rfind(|(name, _)| name == VERSION_HEADER) else { return Ok(None) };
     let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).filter(|version| *version < VERSION_END).ok_or_else(|| {
+    let version = digits.and_then(|digits| digits.parse().ok()).filter(|version| *version < VERSION_END);
+    version.map(Some).ok_or_else(|| {
         let shown = shortened(&String::from_utf8_lossy(value));
         bad_field(VERSION_HEADER, format!("the header must be {VERSION_EXPECTED} in digits, not {shown:?}"))
     })

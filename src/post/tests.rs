@@ -190,9 +190,12 @@ fn tombstone_names_its_post_and_version() {
     for key in [None, Some(&b""[..]), Some(b"\xff"), Some(b"a\nb")] {
         assert_rejected(post_id_from_key(key).map(|_| unreachable_post()), Reason::BadId, "post_id");
     }
-    assert_eq!(version_from_header(b"42").expect("a version"), 42);
+    let header = |value: &[u8]| (VERSION_HEADER.to_owned(), Some(value.to_vec()));
+    let other = ("trace".to_owned(), Some(b"x".to_vec()));
+    assert_eq!(tombstone_version(&[other.clone()]).expect("none"), None);
+    assert_eq!(tombstone_version(&[header(b"7"), header(b"42"), other]).expect("a version"), Some(42));
     for value in [&b""[..], b"-1", b"+1", b"1.0", b"9007199254740992", b"99999999999999999999", b"\xff"] {
-        assert_rejected(version_from_header(value).map(|_| unreachable_post()), Reason::BadField, "version");
+        assert_rejected(tombstone_version(&[header(value)]).map(|_| unreachable_post()), Reason::BadField, "version");
     }
 }
 

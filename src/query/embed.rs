@@ -1,31 +1,84 @@
-//! Topics and pictures of requests to vectors, as the posts' own were made.
+//! Topics and pictures of requests to vectors, exactly as the posts' own were made.
 
-use crate::encode::worker::EncoderHandle;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tokio::sync::Semaphore;
+
+use crate::encode::encoder::Encoder;
+use crate::encode::worker::Priority;
 use crate::error::Fault;
+use crate::image::ImagesConfig;
+use crate::image::decode::{DecodeLimits, Picture, decode};
+use crate::image::fetch::ImageFetcher;
+use crate::image::resize;
 use crate::post::ImageSource;
 
 /// Everything between a request's subject and its vector.
 pub struct QueryEncoder {
-    /// The encoder.
-    pub handle: EncoderHandle,
+    encoder: Encoder,
+    fetcher: ImageFetcher,
+    limits: DecodeLimits,
+    decoding: Arc<Semaphore>,
 }
 
 impl QueryEncoder {
+    /// Pictures of requests obey the same limits as those of posts.
+    ///
+    /// # Errors
+    /// As [`ImageFetcher::new`].
+    pub fn new(encoder: Encoder, images: &ImagesConfig) -> Result<Self> {
+        // A decoded picture may take hundreds of megabytes: no more at a time than there are cores to work on them.
+        let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            encoder,
+            fetcher: ImageFetcher::new(images)?,
+            limits: DecodeLimits { max_pixels: images.max_pixels },
+            decoding: Arc::new(Semaphore::new(at_a_time)),
+        })
+    }
+
     /// The L2-normalised vector of a text.
     ///
     /// # Errors
-    /// As [`EncoderHandle::text`].
+    /// [`Fault::Reject`] where this very text has no finite vector, [`Fault::Retry`] where the encoder is gone.
     pub async fn embed_topic(&self, topic: &str) -> Result<Vec<f32>, Fault> {
-        let _ = (topic, &self.handle);
-        Err(Fault::fatal("skeleton"))
+        self.encoder.handle.text(self.encoder.tokenizer.encode(topic), Priority::Query).await
     }
 
     /// The L2-normalised vector of a picture.
     ///
     /// # Errors
-    /// [`Fault::Reject`] for what is no picture or may not be fetched, and as [`EncoderHandle::image`].
-    pub async fn embed_picture(&self, picture: ImageSource) -> Result<Vec<f32>, Fault> {
-        let _ = picture;
-        Err(Fault::fatal("skeleton"))
+    /// [`Fault::Reject`] for what is no picture, is too large or may not be fetched; [`Fault::Retry`] where its host or
+    /// the encoder is out of order.
+    pub async fn embed_picture(&self, picture: &ImageSource) -> Result<Vec<f32>, Fault> {
+        let preprocessor = self.encoder.preprocessor;
+        let prepared = self.with_picture(picture, move |picture| preprocessor.prepare(picture)).await?;
+        self.encoder.handle.image(prepared, Priority::Query).await
+    }
+
+    /// A small copy of a picture as a data URI, its longer side at most `max_side` (above 0) pixels.
+    ///
+    /// # Errors
+    /// As [`Self::embed_picture`], without the encoder.
+    pub async fn thumbnail(&self, picture: &ImageSource, max_side: u32) -> Result<Option<String>, Fault> {
+        self.with_picture(picture, move |picture| resize::thumbnail(picture, max_side)).await
+    }
+
+    async fn with_picture<T: Send + 'static>(
+        &self,
+        picture: &ImageSource,
+        work: impl FnOnce(&Picture) -> T + Send + 'static,
+    ) -> Result<T, Fault> {
+        let bytes = self.fetcher.bytes(picture).await?;
+        let limits = self.limits;
+        let permit =
+            Arc::clone(&self.decoding).acquire_owned().await.expect("the semaphore is never closed. This is a bug.");
+        let decoded = tokio::task::spawn_blocking(move || {
+            // Held by the work and not by the request: a request that was given up leaves its work running.
+            let _permit = permit;
+            decode(&bytes, &limits).map(|picture| work(&picture))
+        });
+        decoded.await.unwrap_or_else(|error| Err(Fault::fatal(format!("decoding a picture failed: {error}"))))
     }
 }

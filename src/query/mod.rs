@@ -6,12 +6,16 @@
 //! kafka  requests topic -> ... -> results topic -----+
 //! ```
 
+mod assets;
 pub mod cache;
 pub mod embed;
 pub mod error;
+pub mod http;
+pub mod kafka;
 pub mod rank;
 pub mod request;
 pub mod service;
+pub mod stats;
 
 use crate::config::Secret;
 use serde::{Deserialize, Serialize};

@@ -4,22 +4,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
-use crate::post::point_id;
+use crate::post::{ImageSource, point_id};
 use crate::query::QueryConfig;
-use crate::query::cache::TopicCache;
+use crate::query::cache::TextCache;
 use crate::query::embed::QueryEncoder;
 use crate::query::error::{ErrorCode, SearchError};
 use crate::query::rank::{self, Ranked, Ranking};
 use crate::query::request::{SearchRequest, Subject, Target};
-use crate::store::{Filter, Hit, SharedStore, VectorName, VectorQuery};
+use crate::store::{Filter, Hit, SharedStore, StoredPoint, VectorName, VectorQuery};
 
 /// What a sender over capacity is told to wait.
 const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+/// Longer side of thumbnails made for viewers: sharp on a card of a dense screen.
+const THUMBNAIL_PIXELS: u32 = 320;
+/// Thumbnails kept, some 12 kB each.
+const THUMBNAILS: usize = 1024;
 
 /// Who asks; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,14 +67,15 @@ pub struct ServiceParts {
     /// Limits.
     pub config: QueryConfig,
     /// Counters.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Answers searches. Shared behind an [`Arc`] by the HTTP interface, the requests topic and the command line.
 pub struct SearchService {
     parts: ServiceParts,
     permits: Semaphore,
-    topics: TopicCache,
+    topics: TextCache<[f32]>,
+    thumbnails: TextCache<str>,
 }
 
 /// The answer of design 1.5.
@@ -104,7 +109,7 @@ pub struct SearchHit {
     pub matched: &'static str,
     /// The post's text.
     pub caption: Value,
-    /// The post's picture: `url`, and `thumbnail` (a data URI) where one is kept.
+    /// The post's picture: `url`, `path` or `inline` as the post had it, and `thumbnail` (a data URI) where one is kept.
     pub image: Value,
     /// Who wrote it.
     pub author: Value,
@@ -126,8 +131,8 @@ impl SearchService {
     /// A service; nothing runs until it is asked.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
         let permits = Semaphore::new(parts.config.max_concurrent);
-        let topics = TopicCache::new(parts.config.cache_entries);
-        Arc::new(Self { parts, permits, topics })
+        let topics = TextCache::new(parts.config.cache_entries);
+        Arc::new(Self { parts, permits, topics, thumbnails: TextCache::new(THUMBNAILS) })
     }
 
     /// The limits in force.
@@ -146,7 +151,7 @@ impl SearchService {
     }
 
     /// The counters.
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.parts.metrics
     }
 
@@ -161,6 +166,39 @@ impl SearchService {
         self.observe("total", arrived);
         self.count(source, result.as_ref().err());
         result
+    }
+
+    /// A small copy, as a data URI, of the picture of a stored post: the one kept with it, or one made from the picture's
+    /// source. Viewers so never load from hosts that a post names, which would tell those hosts who watches.
+    ///
+    /// # Errors
+    /// 422 where there is no such post or picture, or its source no longer has it; 503 as [`Self::search`].
+    pub async fn thumbnail(&self, post_id: &str) -> Result<Arc<str>, SearchError> {
+        let timeout = self.parts.config.timeout;
+        let made = tokio::time::timeout(timeout, self.find_thumbnail(post_id)).await;
+        made.unwrap_or_else(|_| Err(too_slow("the picture", timeout)))
+    }
+
+    async fn find_thumbnail(&self, post_id: &str) -> Result<Arc<str>, SearchError> {
+        let none = || SearchError::new(ErrorCode::Unprocessable, format!("no picture is kept of the post {post_id:?}"));
+        let mut post = self.stored(post_id).await?;
+        if let Some(Value::String(kept)) = post.payload.remove("thumbnail") {
+            return Ok(kept.into());
+        }
+        let image = |field| post.payload.get("image")?.get(field)?.as_str();
+        // By source and not by post: a post may be edited or deleted.
+        let (key, source) = match (image("url"), image("path")) {
+            (Some(url), _) => (url, ImageSource::Url(url.to_owned())),
+            (None, Some(path)) => (path, ImageSource::Path(path.into())),
+            (None, None) => return Err(none()),
+        };
+        if let Some(thumbnail) = self.thumbnails.get(key) {
+            return Ok(thumbnail);
+        }
+        let made = self.parts.encoder.thumbnail(&source, THUMBNAIL_PIXELS).await?;
+        let thumbnail: Arc<str> = made.ok_or_else(none)?.into();
+        self.thumbnails.put(key, Arc::clone(&thumbnail));
+        Ok(thumbnail)
     }
 
     /// Counts a request that was answered without a search, because it was no good.
@@ -178,13 +216,9 @@ impl SearchService {
         self.observe("wait", arrived);
         let _permit = permit?;
         let timeout = self.parts.config.timeout;
-        tokio::time::timeout(timeout, self.answer(request, arrived)).await.unwrap_or_else(|_| {
-            Err(SearchError::for_now(
-                ErrorCode::Unavailable,
-                format!("the search was not answered within {}", humantime(timeout)),
-                OVERLOAD_DELAY,
-            ))
-        })
+        tokio::time::timeout(timeout, self.answer(request, arrived))
+            .await
+            .unwrap_or_else(|_| Err(too_slow("the search", timeout)))
     }
 
     async fn permit(&self, source: Source) -> Result<SemaphorePermit<'_>, SearchError> {
@@ -238,23 +272,24 @@ impl SearchService {
         match subject {
             Subject::Topic(topic) => Ok(Embedded { vector: self.topic_vector(topic).await?, own: None }),
             Subject::Picture(picture) => {
-                Ok(Embedded { vector: self.parts.encoder.embed_picture(picture).await?.into(), own: None })
+                Ok(Embedded { vector: self.parts.encoder.embed_picture(&picture).await?.into(), own: None })
             }
             Subject::Post(post_id) => {
-                let id = point_id(&post_id);
-                let stored = self.parts.store.get(&[id]).await?.into_iter().next();
-                let post = stored.filter(|post| post.payload.get("deleted") != Some(&Value::Bool(true)));
-                let Some(post) = post else {
-                    let message = format!("there is no post {post_id:?} in the index");
-                    return Err(SearchError::new(ErrorCode::Unprocessable, message));
-                };
+                let post = self.stored(&post_id).await?;
                 let Some(vector) = post.image else {
                     let message = format!("the post {post_id:?} has no picture to search by");
                     return Err(SearchError::new(ErrorCode::Unprocessable, message));
                 };
-                Ok(Embedded { vector: vector.into(), own: Some(id) })
+                Ok(Embedded { vector: vector.into(), own: Some(post.id) })
             }
         }
+    }
+
+    async fn stored(&self, post_id: &str) -> Result<StoredPoint, SearchError> {
+        let stored = self.parts.store.get(&[point_id(post_id)]).await?.into_iter().next();
+        stored.filter(|post| post.payload.get("deleted") != Some(&Value::Bool(true))).ok_or_else(|| {
+            SearchError::new(ErrorCode::Unprocessable, format!("there is no post {post_id:?} in the index"))
+        })
     }
 
     async fn topic_vector(&self, topic: String) -> Result<Arc<[f32]>, SearchError> {
@@ -298,7 +333,12 @@ impl SearchService {
 impl SearchHit {
     fn new(rank: usize, post: Ranked) -> Self {
         let Ranked { id: _, score, matched, probability, mut payload } = post;
-        let mut take = |field: &str| take(&mut payload, field);
+        let thumbnail = payload.remove("thumbnail");
+        let mut take = |field: &str| payload.remove(field).unwrap_or(Value::Null);
+        let mut image = take("image");
+        if let (Value::Object(image), Some(thumbnail)) = (&mut image, thumbnail) {
+            image.insert("thumbnail".to_owned(), thumbnail);
+        }
         Self {
             rank,
             post_id: take("post_id"),
@@ -306,7 +346,7 @@ impl SearchHit {
             probability,
             matched: matched.as_str(),
             caption: take("caption"),
-            image: take("image"),
+            image,
             author: take("author"),
             created_at: take("created_at"),
             lang: take("lang"),
@@ -315,8 +355,9 @@ impl SearchHit {
     }
 }
 
-fn take(payload: &mut Map<String, Value>, field: &str) -> Value {
-    payload.remove(field).unwrap_or(Value::Null)
+fn too_slow(what: &str, timeout: Duration) -> SearchError {
+    let message = format!("{what} was not answered within {}", humantime(timeout));
+    SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
 }
 
 /// A duration as the configuration writes it.

@@ -37,7 +37,7 @@ impl Bench {
             edge: EdgeConfig {
                 dir: folder.path().join("store"),
                 flush_interval: Duration::from_millis(20),
-                optimize_after: 200,
+                optimize_after: 10_000,
             },
         };
         Self { config, stamp: stamp("small"), _folder: folder }

@@ -11,7 +11,7 @@ mod folder;
 mod journal;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,8 @@ const OLD_LOG_BYTES: u64 = 1024 * 1024 * 1024;
 /// Rows guarded and written under one hold of the writer lock's journal record.
 const RECORD_ROWS: usize = 256;
 /// How long closing waits for an optimisation: it cannot be stopped, and nothing is lost by leaving it.
-const CLOSE_WAIT: Duration = Duration::from_secs(5);
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+const CLOSE_POLL: Duration = Duration::from_millis(50);
 
 /// The store of [`super::StoreKind::Edge`].
 pub struct EdgeStore {
@@ -56,10 +57,13 @@ struct Inner {
     metrics: Metrics,
     /// `None` once closed. The lock is held exclusively only to close and to open the engine anew.
     engine: RwLock<Option<Engine>>,
-    /// Whoever holds this lock is the one writer.
-    writer: Mutex<Option<Writer>>,
+    /// Whoever holds this lock is the one writer. A queue, unlike the standard library's mutex: the keeper would starve
+    /// beside busy writers.
+    writer: tokio::sync::Mutex<Option<Writer>>,
     /// Points written since the last optimisation.
     unoptimized: AtomicUsize,
+    /// Whether an optimisation is under way.
+    optimizing: AtomicBool,
     /// Why nothing can be written any more.
     failed: OnceLock<String>,
 }
@@ -145,8 +149,9 @@ impl Inner {
             flush_interval: config.flush_interval,
             metrics,
             engine: RwLock::new(Some(engine)),
-            writer: Mutex::new(Some(Writer { journal, _folder: folder })),
+            writer: tokio::sync::Mutex::new(Some(Writer { journal, _folder: folder })),
             unoptimized: AtomicUsize::new(unoptimized),
+            optimizing: AtomicBool::new(false),
             failed: OnceLock::new(),
         })
     }
@@ -154,7 +159,7 @@ impl Inner {
     fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
         let rows = rows::rows(writes, self.engine_config.dimension)?;
         self.check()?;
-        let mut writer = lock(&self.writer);
+        let mut writer = self.writer.blocking_lock();
         let writer = writer.as_mut().ok_or_else(closed)?;
         let engine = self.engine();
         let engine = engine.as_ref().ok_or_else(closed)?;
@@ -209,7 +214,7 @@ impl Inner {
 
     /// The background work of one interval.
     fn keep(&self) -> Result<(), EngineError> {
-        let unsynced = match lock(&self.writer).as_mut() {
+        let unsynced = match self.writer.blocking_lock().as_mut() {
             None => None,
             Some(writer) => writer.journal.take_unsynced()?,
         };
@@ -222,7 +227,7 @@ impl Inner {
             self.unoptimized.fetch_sub(new, Ordering::Relaxed);
             self.checkpoint()?;
         }
-        let journal_bytes = lock(&self.writer).as_ref().map_or(0, |writer| writer.journal.bytes());
+        let journal_bytes = self.writer.blocking_lock().as_ref().map_or(0, |writer| writer.journal.bytes());
         if journal_bytes >= CHECKPOINT_BYTES {
             self.checkpoint()?;
         }
@@ -235,9 +240,10 @@ impl Inner {
 
     fn optimize(&self) -> Result<(), EngineError> {
         let begin = Instant::now();
-        if let Some(engine) = self.engine().as_ref() {
-            engine.optimize()?;
-        }
+        self.optimizing.store(true, Ordering::Relaxed);
+        let result = self.engine().as_ref().map_or(Ok(()), Engine::optimize);
+        self.optimizing.store(false, Ordering::Relaxed);
+        result?;
         let seconds = begin.elapsed().as_secs_f64();
         self.metrics.stage_seconds.with_label_values(&["optimize"]).observe(seconds);
         tracing::info!(seconds, "optimised the embedded store");
@@ -247,7 +253,7 @@ impl Inner {
     /// Brings the engine to disk and begins an empty journal. Writers wait, searches do not.
     fn checkpoint(&self) -> Result<(), EngineError> {
         let begin = Instant::now();
-        let mut writer = lock(&self.writer);
+        let mut writer = self.writer.blocking_lock();
         if let (Some(writer), Some(engine)) = (writer.as_mut(), self.engine().as_ref()) {
             engine.flush()?;
             writer.journal.clear()?;
@@ -258,7 +264,7 @@ impl Inner {
 
     /// Closes the engine and opens it anew; searches wait.
     fn reopen(&self) -> Result<(), EngineError> {
-        let mut writer = lock(&self.writer);
+        let mut writer = self.writer.blocking_lock();
         let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
         let (Some(writer), Some(open)) = (writer.as_mut(), engine.take()) else { return Ok(()) };
         open.flush()?;
@@ -271,9 +277,14 @@ impl Inner {
     fn close(&self, keeper: Option<Keeper>) -> Result<(), Fault> {
         let Some(keeper) = keeper else { return Ok(()) };
         drop(keeper.stop);
-        let mut writer = lock(&self.writer);
-        if self.failed.get().is_none() && keeper.ended.recv_timeout(CLOSE_WAIT) == Err(mpsc::RecvTimeoutError::Timeout)
-        {
+        // Not under the writer lock, which the keeper needs to end.
+        let begin = Instant::now();
+        let mut busy = true;
+        while busy && !(self.optimizing.load(Ordering::Relaxed) && begin.elapsed() >= CLOSE_WAIT) {
+            busy = keeper.ended.recv_timeout(CLOSE_POLL) == Err(mpsc::RecvTimeoutError::Timeout);
+        }
+        let mut writer = self.writer.blocking_lock();
+        if busy {
             tracing::info!("an optimisation of the embedded store is still running; the next start begins it again");
             let Some(open) = writer.as_mut() else { return Ok(()) };
             let synced =

@@ -1,0 +1,155 @@
+//! Requests that come over Kafka: each is answered on the results topic, under its request id, whatever becomes of it.
+//!
+//! A request is settled when its answer was acknowledged, so none is lost; after a crash the last few are answered again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::{Fault, Reason};
+use crate::kafka::{Envelope, InflightLimits, KafkaConfig, Producer, Source, Subscription};
+use crate::query::error::{ErrorCode, SearchError};
+use crate::query::request::{Parsed, SearchRequest};
+use crate::query::service::{self, SearchResponse, SearchService};
+
+/// Between attempts to send an answer while the brokers are out of order; doubles up to `RETRY_MAX`.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Answers requests until `shutdown`, then finishes those under way within `query.timeout`.
+///
+/// # Errors
+/// The brokers do not answer at the start, or the results topic cannot be written.
+pub async fn run(config: &KafkaConfig, service: Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
+    let query = service.config();
+    let producer = Producer::new(config)?;
+    let subscription = Subscription { topics: vec![query.requests_topic.clone()], group: query.group.clone() };
+    // As many as are answered at a time, and as many more that wait for their permit while others finish.
+    let limits = InflightLimits { posts: 2 * query.max_concurrent, bytes: 4 * query.max_body_bytes };
+    let drain = query.timeout;
+    let metrics = Arc::clone(service.metrics());
+    let (source, mut requests) = Source::start(config, subscription, limits, drain, metrics).await?;
+    tracing::info!(requests = query.requests_topic, results = query.results_topic, "answering requests over Kafka");
+    let worker = Arc::new(Worker { service, producer });
+    let mut answering = JoinSet::new();
+    let mut failed = None;
+    loop {
+        tokio::select! {
+            request = requests.recv() => match request {
+                Some(request) => { answering.spawn(Arc::clone(&worker).settle(request)); }
+                None => break,
+            },
+            Some(answered) = answering.join_next() => {
+                if let Err(error) = answered.unwrap_or_else(|panic| Err(anyhow!("answering a request failed: {panic}"))) {
+                    failed = Some(error);
+                    break;
+                }
+            }
+            () = shutdown.cancelled() => break,
+        }
+    }
+    // Those under way go on meanwhile, and the source waits for them.
+    let stopped = source.stop(if failed.is_some() { Duration::ZERO } else { drain }).await;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(stopped.map(drop)?),
+    }
+}
+
+struct Worker {
+    service: Arc<SearchService>,
+    producer: Producer,
+}
+
+impl Worker {
+    async fn settle(self: Arc<Self>, envelope: Envelope) -> Result<()> {
+        let parsed = self.parse(&envelope).await;
+        let request_id = parsed.request_id;
+        let result = match parsed.request {
+            Ok(request) => self.search(request).await,
+            Err(error) => {
+                self.service.count_rejected(service::Source::Kafka, &error);
+                Err(error)
+            }
+        };
+        let answer = self.send(&envelope, request_id.as_deref(), &answer(request_id.as_deref(), &result)).await;
+        match answer {
+            Err(Fault::Reject { reason: Reason::TooLarge, detail }) => {
+                let message = format!("the answer is too large to be sent, ask for a smaller top_k: {detail}");
+                let too_large = Err(SearchError::new(ErrorCode::TooLarge, message));
+                self.send(&envelope, request_id.as_deref(), &self::answer(request_id.as_deref(), &too_large)).await?;
+            }
+            sent => sent?,
+        }
+        envelope.settle();
+        Ok(())
+    }
+
+    /// A panic is a defect, but its sender gets an answer all the same; without one, the request would come again and
+    /// again.
+    async fn search(&self, request: SearchRequest) -> Result<SearchResponse, SearchError> {
+        let service = Arc::clone(&self.service);
+        let searching = tokio::spawn(async move { service.search(request, service::Source::Kafka).await });
+        AbortOnDropHandle::new(searching).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request made the program panic");
+            Err(SearchError::new(ErrorCode::Internal, "this request met a defect of feedlens"))
+        })
+    }
+
+    async fn parse(&self, envelope: &Envelope) -> Parsed {
+        let Some(payload) = envelope.payload.clone() else {
+            let error = SearchError::bad_request("the message has no value; a request is a JSON object");
+            return Parsed { request_id: id_from_key(envelope), request: Err(error) };
+        };
+        let service = Arc::clone(&self.service);
+        let parsing = tokio::task::spawn_blocking(move || SearchRequest::from_json(&payload, service.config()));
+        let mut parsed = parsing.await.expect("parsing does not panic. This is a bug.");
+        if parsed.request_id.is_none() {
+            parsed.request_id = id_from_key(envelope);
+            if let Ok(request) = &mut parsed.request {
+                request.request_id.clone_from(&parsed.request_id);
+            }
+        }
+        parsed
+    }
+
+    /// Sends an answer, as often as it takes. The key is the request id, or else the request's own.
+    async fn send(&self, envelope: &Envelope, request_id: Option<&str>, answer: &[u8]) -> Result<(), Fault> {
+        let key = request_id.map(str::as_bytes).or(envelope.key.as_deref());
+        let topic = &self.service.config().results_topic;
+        let mut delay = RETRY_FIRST;
+        loop {
+            match self.producer.send(topic, key, Some(answer), &[]).await {
+                Ok(_) => return Ok(()),
+                Err(Fault::Retry { detail, .. }) => {
+                    tracing::warn!(detail, "an answer could not be sent yet");
+                    tokio::time::sleep(delay).await;
+                    delay = (2 * delay).min(RETRY_MAX);
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+}
+
+fn id_from_key(envelope: &Envelope) -> Option<String> {
+    envelope.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).map(str::to_owned)
+}
+
+/// The answer's JSON: the hits, or the error in their place.
+fn answer(request_id: Option<&str>, result: &Result<SearchResponse, SearchError>) -> Vec<u8> {
+    let json = match result {
+        Ok(response) => serde_json::to_vec(response),
+        Err(error) => {
+            let mut value = error.to_json();
+            value["request_id"] = json!(request_id);
+            serde_json::to_vec(&value)
+        }
+    };
+    json.expect("answers have string keys and finite numbers. This is a bug.")
+}

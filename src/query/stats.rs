@@ -1,0 +1,181 @@
+//! Live numbers for the page.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::Collector as _;
+use serde::Serialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+use crate::query::service::SearchService;
+
+/// Numbers are read at most this often, however many pages ask.
+const INTERVAL: Duration = Duration::from_millis(900);
+/// Rates are averages over so long.
+const WINDOW: Duration = Duration::from_secs(10);
+/// A store that counts for longer than this is shown as not answering.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The numbers at one moment. Those of ingest are null where no ingest runs in this process: its own `/metrics` has them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// The model's id.
+    pub model: String,
+    /// Live posts in the store; null while the store does not answer.
+    pub posts: Option<u64>,
+    /// Posts indexed each second, over the last 10 s: by the ingest of this process, or else as the store grew.
+    pub posts_per_second: f64,
+    /// Posts that the ingest of this process has indexed since its start.
+    pub indexed: Option<u64>,
+    /// Posts that it has sent to the dead-letter topic.
+    pub dead_lettered: Option<u64>,
+    /// Messages that it is behind the end of its partitions.
+    pub lag: Option<i64>,
+    /// Searches since the start, from everywhere, whatever their outcome.
+    pub searches: u64,
+    /// Mean milliseconds of a search since the start; null before the first.
+    pub search_ms: Option<f64>,
+}
+
+/// Reads the numbers for all who ask.
+pub struct Stats {
+    service: Arc<SearchService>,
+    history: Mutex<History>,
+}
+
+#[derive(Default)]
+struct History {
+    samples: VecDeque<Sample>,
+    latest: Option<Snapshot>,
+}
+
+#[derive(Clone, Copy)]
+struct Sample {
+    at: Instant,
+    /// What the rate is the growth of.
+    indexed: u64,
+}
+
+impl Stats {
+    /// Numbers of this service, its store and its metrics.
+    pub fn new(service: Arc<SearchService>) -> Self {
+        Self { service, history: Mutex::default() }
+    }
+
+    /// The numbers, at most a second old.
+    pub async fn snapshot(&self) -> Snapshot {
+        // Held over the count on purpose: whoever asks meanwhile gets the same numbers, and the store one question.
+        let mut history = self.history.lock().await;
+        if let (Some(latest), Some(sample)) = (&history.latest, history.samples.back())
+            && sample.at.elapsed() < INTERVAL
+        {
+            return latest.clone();
+        }
+        let snapshot = self.read(&mut history).await;
+        history.latest = Some(snapshot.clone());
+        snapshot
+    }
+
+    async fn read(&self, history: &mut History) -> Snapshot {
+        let counted = tokio::time::timeout(COUNT_TIMEOUT, self.service.store().count()).await;
+        let posts = counted.ok().and_then(Result::ok);
+        let metrics = self.service.metrics();
+        let lag = ingest_lag(metrics, &self.service.config().requests_topic);
+        let ingests_here = lag.is_some() || metrics.posts_consumed.get() > 0;
+        let indexed = ingests_here.then(|| metrics.posts_indexed.get());
+        let dead_lettered = ingests_here.then(|| {
+            metrics
+                .posts_dead_lettered
+                .collect()
+                .iter()
+                .flat_map(|family| family.get_metric())
+                .fold(0.0, |sum, metric| sum + metric.get_counter().get_value()) as u64
+        });
+        let searches = metrics.searches.collect();
+        let searches = searches.iter().flat_map(|family| family.get_metric());
+        let total = metrics.search_seconds.with_label_values(&["total"]);
+        Snapshot {
+            model: self.service.model().id.clone(),
+            posts,
+            posts_per_second: history.rate(indexed.or(posts)),
+            indexed,
+            dead_lettered,
+            lag,
+            searches: searches.map(|metric| metric.get_counter().get_value()).sum::<f64>() as u64,
+            search_ms: (total.get_sample_count() > 0)
+                .then(|| 1e3 * total.get_sample_sum() / total.get_sample_count() as f64),
+        }
+    }
+}
+
+impl History {
+    fn rate(&mut self, indexed: Option<u64>) -> f64 {
+        let at = Instant::now();
+        let Some(indexed) = indexed else {
+            self.samples.clear();
+            return 0.0;
+        };
+        // One older than the window stays, or a page that asks rarely would see no rate at all.
+        while self.samples.get(1).is_some_and(|second| at - second.at >= WINDOW) {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(Sample { at, indexed });
+        let first = self.samples[0];
+        let seconds = (at - first.at).as_secs_f64();
+        if seconds > 0.0 { indexed.saturating_sub(first.indexed) as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// Messages behind, over the partitions of this process's ingest; `None` where it has none.
+fn ingest_lag(metrics: &Metrics, requests_topic: &str) -> Option<i64> {
+    let families = metrics.consumer_lag.collect();
+    let of_posts = families.iter().flat_map(|family| family.get_metric()).filter(|metric| {
+        !metric.get_label().iter().any(|label| label.name() == "topic" && label.value() == requests_topic)
+    });
+    of_posts.map(|metric| metric.get_gauge().get_value() as i64).reduce(|left, right| left + right)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_over_the_last_ten_seconds() {
+        let mut history = History::default();
+        assert_eq!(history.rate(Some(1_000)), 0.0);
+        for second in 1..=30u64 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let rate = history.rate(Some(1_000 + second * 50));
+            assert!((rate - 50.0).abs() < 1e-6, "{rate}");
+        }
+        assert!(history.samples.len() <= 12);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        history.rate(Some(2_500));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(history.rate(Some(2_500)), 0.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_shrinks_or_stops_answering_gives_no_negative_rate() {
+        let mut history = History::default();
+        history.rate(Some(100));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(history.rate(Some(40)), 0.0);
+        assert_eq!(history.rate(None), 0.0);
+        assert_eq!(history.rate(Some(100_000)), 0.0);
+    }
+
+    #[test]
+    fn lag_of_the_requests_topic_is_not_the_feeds() {
+        let metrics = Metrics::new();
+        assert_eq!(ingest_lag(&metrics, "search.requests"), None);
+        metrics.consumer_lag.with_label_values(&["search.requests", "0"]).set(7);
+        assert_eq!(ingest_lag(&metrics, "search.requests"), None);
+        metrics.consumer_lag.with_label_values(&["posts", "0"]).set(3);
+        metrics.consumer_lag.with_label_values(&["posts", "1"]).set(4);
+        assert_eq!(ingest_lag(&metrics, "search.requests"), Some(7));
+    }
+}
