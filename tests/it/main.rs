@@ -7,6 +7,8 @@ mod demo;
 mod images;
 mod kafka_source;
 mod kafka_support;
+mod pipeline;
 mod real_kafka;
+mod signals;
 mod store_behaviour;
 mod store_edge;
