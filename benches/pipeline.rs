@@ -18,9 +18,7 @@ use feedlens::image::decode::{DecodeLimits, decode};
 use feedlens::image::fetch::ImageFetcher;
 use feedlens::image::resize::thumbnail;
 use feedlens::ingest::{self, IngestParts};
-use feedlens::kafka::embedded::EmbeddedBroker;
-use feedlens::kafka::producer::Producer;
-use feedlens::kafka::source::{InflightLimits, Source, Subscription};
+use feedlens::kafka::{EmbeddedBroker, InflightLimits, Producer, Source, Subscription};
 use feedlens::metrics::Metrics;
 use feedlens::post::{Post, Provenance, point_id};
 use feedlens::store::{self, ModelStamp, Point, Write};
@@ -94,7 +92,12 @@ async fn bench(root: &Path) {
     let messages = good_messages(root);
     let folder = tempfile::tempdir().expect("a folder");
     let config = config(&folder.path().join("pipe"));
-    println!("{} posts with pictures of {} KB in the mean, {cores} cores, model {}", messages.len(), kilobytes(&messages), config.model.dir.display());
+    println!(
+        "{} posts with pictures of {} KB in the mean, {cores} cores, model {}",
+        messages.len(),
+        kilobytes(&messages),
+        config.model.dir.display()
+    );
 
     let (prepare, prepared) = bare_prepare(&config, &messages).await;
     let (encode, vectors) = bare_encode(&config, &prepared);
@@ -117,7 +120,10 @@ async fn bench(root: &Path) {
     }
     println!("{:<34}{:>12}{:>14.3}", "sum of the bare stages", "", 1e3 * summed);
     println!("{:<34}{:>12.0}{:>14.3}", "whole pipe", posts_per_second, 1e3 * cpu_per_post);
-    println!("\npipe efficiency {:.3}  (posts/s x CPU s/post of the bare stages / cores)", posts_per_second * summed / cores as f64);
+    println!(
+        "\npipe efficiency {:.3}  (posts/s x CPU s/post of the bare stages / cores)",
+        posts_per_second * summed / cores as f64
+    );
     println!("CPU beyond the bare stages {:.1}%", 100.0 * (cpu_per_post / summed - 1.0));
     println!("maximum resident memory of this process {:.0} MiB", maximum_resident_mebibytes());
 }
@@ -127,7 +133,8 @@ fn good_messages(root: &Path) -> Vec<Message> {
     let limits = Config::load(&[], &Overrides::default()).expect("loads").posts;
     let is_good = |message: &Message| {
         let key = message.key.as_ref().map(String::as_bytes);
-        message.key.as_ref().is_some_and(|key| key.starts_with("demo:")) && Post::parse(&message.value, key, &limits).is_ok()
+        message.key.as_ref().is_some_and(|key| key.starts_with("demo:"))
+            && Post::parse(&message.value, key, &limits).is_ok()
     };
     feed.map(|message| message.expect("reads")).filter(is_good).collect()
 }
@@ -188,12 +195,18 @@ fn bare_encode(config: &Config, prepared: &[Prepared]) -> (Stage, Vec<(Vec<f32>,
 }
 
 /// Upserts into the embedded store, batches of the configured size, one at a time.
-async fn bare_write(config: &Config, folder: &Path, prepared: &[Prepared], vectors: Vec<(Vec<f32>, Vec<f32>)>) -> Stage {
+async fn bare_write(
+    config: &Config,
+    folder: &Path,
+    prepared: &[Prepared],
+    vectors: Vec<(Vec<f32>, Vec<f32>)>,
+) -> Stage {
     let mut store_config = config.store.clone();
     store_config.edge.dir = folder.join("bare");
-    let store = store::open(&store_config, &stamp(config)).await.expect("opens");
+    let store = store::open(&store_config, &stamp(config), &Metrics::new()).await.expect("opens");
     let points = prepared.iter().zip(vectors).map(|(item, (image, caption))| {
-        let provenance = Provenance { model: "bench", topic: "posts", partition: 0, offset: 0, indexed_at: chrono::Utc::now() };
+        let provenance =
+            Provenance { model: "bench", topic: "posts", partition: 0, offset: 0, indexed_at: chrono::Utc::now() };
         Write::Upsert(Point {
             id: point_id(&item.post.post_id),
             version: 1,
@@ -226,9 +239,18 @@ async fn filled_broker(config: &Config, messages: &[Message]) -> (EmbeddedBroker
     let producer = Producer::new(&config.kafka).expect("a producer");
     let all = (0..ROUNDS).flat_map(|_| messages);
     futures::stream::iter(all)
-        .map(|message| producer.send(&config.kafka.posts_topic, message.key.as_ref().map(String::as_bytes), Some(&message.value), &[]))
+        .map(|message| {
+            producer.send(
+                &config.kafka.posts_topic,
+                message.key.as_ref().map(String::as_bytes),
+                Some(&message.value),
+                &[],
+            )
+        })
         .buffer_unordered(256)
-        .for_each(async |sent| drop(sent.expect("acknowledged")))
+        .for_each(async |sent| {
+            sent.expect("acknowledged");
+        })
         .await;
     drop(producer);
     (broker, config)
@@ -238,7 +260,8 @@ async fn filled_broker(config: &Config, messages: &[Message]) -> (EmbeddedBroker
 async fn bare_consume(config: &Config, messages: &[Message]) -> Stage {
     let (_broker, mut config) = filled_broker(config, messages).await;
     config.kafka.group = "bench-consume".to_owned();
-    let subscription = Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
+    let subscription =
+        Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = Duration::from_secs(5);
     let (source, mut envelopes) =
@@ -260,7 +283,7 @@ async fn whole_pipe(config: &Config, messages: &[Message]) -> (f64, f64) {
     let (_broker, config) = filled_broker(config, messages).await;
     let metrics = Arc::new(Metrics::new());
     let encoder = Encoder::start(&config.model, &config.encoder, &metrics).expect("the model loads");
-    let store = store::open(&config.store, &stamp(&config)).await.expect("opens");
+    let store = store::open(&config.store, &stamp(&config), &metrics).await.expect("opens");
     let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone() };
     let stop = CancellationToken::new();
     let running = tokio::spawn({

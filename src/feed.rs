@@ -64,8 +64,9 @@ fn message(line: Vec<u8>, folder: &Path) -> Result<Message> {
     let Some(path) = path.filter(|path| stays_below(path)).map(|path| folder.join(path)) else {
         return Ok(Message { key, value: line });
     };
-    let bytes = std::fs::read(&path)
-        .with_context(|| format!("cannot read the picture {} of post {}", path.display(), key.as_deref().unwrap_or("?")))?;
+    let bytes = std::fs::read(&path).with_context(|| {
+        format!("cannot read the picture {} of post {}", path.display(), key.as_deref().unwrap_or("?"))
+    })?;
     post["image"] = json!({ "base64": STANDARD.encode(bytes) });
     Ok(Message { key, value: serde_json::to_vec(&post)? })
 }

@@ -8,7 +8,7 @@
 //! queries  request -> permit -> encoder (queries first) -> search -> rank -> respond
 //! ```
 
-// pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod encode;
 pub mod error;

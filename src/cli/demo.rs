@@ -20,8 +20,7 @@ use crate::config::Config;
 use crate::error::Reason;
 use crate::feed::{Feed, Message};
 use crate::ingest::{self, IngestParts};
-use crate::kafka::embedded::EmbeddedBroker;
-use crate::kafka::producer::Producer;
+use crate::kafka::{EmbeddedBroker, Producer};
 use crate::metrics::Metrics;
 use crate::post::ImageSource;
 use crate::query::request::SearchRequest;
@@ -92,7 +91,7 @@ impl Arguments {
 
         let metrics = Arc::new(Metrics::new());
         let encoder = start::encoder(&config, &metrics).await?;
-        let store = start::open_store(&config, &encoder).await?;
+        let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let listener = if self.once { None } else { Some(service::bind(&config.query.listen, "query.listen").await?) };
         if !self.once {
@@ -120,7 +119,10 @@ impl Arguments {
             if self.once {
                 return Ok(());
             }
-            println!("\nthe page: http://{}   metrics: http://{}/metrics   (Ctrl-C ends)", config.query.listen, config.admin.listen);
+            println!(
+                "\nthe page: http://{}   metrics: http://{}/metrics   (Ctrl-C ends)",
+                config.query.listen, config.admin.listen
+            );
             tokio::select! {
                 served = &mut served => served,
                 failed = keep_going(&self, &sender) => failed,
@@ -266,7 +268,9 @@ impl Sender<'_> {
     }
 
     fn settled(&self) -> u64 {
-        self.metrics.posts_indexed.get() + self.metrics.posts_deleted.get() + ingest::progress::dead_lettered(self.metrics)
+        self.metrics.posts_indexed.get()
+            + self.metrics.posts_deleted.get()
+            + ingest::progress::dead_lettered(self.metrics)
     }
 }
 

@@ -91,7 +91,7 @@ impl Arguments {
 
 async fn encode_image(encoder: &Encoder, file: &Path, limits: &DecodeLimits) -> Result<Vec<f32>> {
     let bytes = tokio::fs::read(file).await.with_context(|| format!("cannot read {}", file.display()))?;
-    let (preprocessor, limits) = (encoder.preprocessor.clone(), limits.clone());
+    let (preprocessor, limits) = (encoder.preprocessor, *limits);
     let prepared =
         tokio::task::spawn_blocking(move || decode(&bytes, &limits).map(|picture| preprocessor.prepare(&picture)))
             .await

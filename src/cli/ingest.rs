@@ -26,7 +26,7 @@ impl Arguments {
         kafka::check_reachable(&config.kafka).await?;
         let metrics = Arc::new(Metrics::new());
         let encoder = start::encoder(&config, &metrics).await?;
-        let store = start::open_store(&config, &encoder).await?;
+        let store = start::open_store(&config, &encoder, &metrics).await?;
         let ready = start::readiness(encoder.clone(), store.clone());
         service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
         let parts = IngestParts { encoder, store: store.clone(), metrics };

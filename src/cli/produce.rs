@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::feed::{Feed, Message};
 use crate::kafka;
-use crate::kafka::producer::Producer;
+use crate::kafka::Producer;
 use crate::service;
 
 /// Messages on their way to the broker at a time.

@@ -28,7 +28,7 @@ impl Arguments {
         }
         let metrics = Arc::new(Metrics::new());
         let encoder = start::encoder(&config, &metrics).await?;
-        let store = start::open_store(&config, &encoder).await?;
+        let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = search_service(&config, &encoder, &store, &metrics)?;
         let listener = service::bind(&config.query.listen, "query.listen").await?;
         let ready = start::readiness(encoder, store.clone());

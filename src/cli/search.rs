@@ -56,7 +56,8 @@ impl Arguments {
     /// Asks and prints.
     pub async fn run(self, config: Config) -> Result<()> {
         let parameters = self.parameters();
-        let mut request = SearchRequest::from_parameters(parameters, &config.query).map_err(|error| anyhow!("{error}"))?;
+        let mut request =
+            SearchRequest::from_parameters(parameters, &config.query).map_err(|error| anyhow!("{error}"))?;
         if let Some(file) = &self.image {
             let bytes =
                 tokio::fs::read(file).await.with_context(|| format!("cannot read the picture {}", file.display()))?;
@@ -65,7 +66,7 @@ impl Arguments {
         }
         let metrics = Arc::new(Metrics::new());
         let encoder = start::encoder(&config, &metrics).await?;
-        let store = start::open_store(&config, &encoder).await?;
+        let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let response = search.search(request, Source::Cli).await;
         store.close().await?;

@@ -22,9 +22,9 @@ pub async fn encoder(config: &Config, metrics: &Arc<Metrics>) -> Result<Encoder>
 }
 
 /// Opens the store for the encoder's model.
-pub async fn open_store(config: &Config, encoder: &Encoder) -> Result<SharedStore> {
+pub async fn open_store(config: &Config, encoder: &Encoder, metrics: &Metrics) -> Result<SharedStore> {
     let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
-    Ok(store::open(&config.store, &stamp).await?)
+    Ok(store::open(&config.store, &stamp, metrics).await?)
 }
 
 /// Ready: the golden inputs give their vectors, and the store answers.

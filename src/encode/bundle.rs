@@ -119,8 +119,8 @@ impl Bundle {
         let mut bundle: Self = toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
         bundle.dir = dir.to_owned();
         ensure!(
-            bundle.dimension > 0 && bundle.resolution > 0 && bundle.context_length >= 3,
-            "in {}: dimension and resolution must be above 0 and context_length at least 3",
+            bundle.dimension > 0 && (1..=4096).contains(&bundle.resolution) && bundle.context_length >= 3,
+            "in {}: dimension must be above 0, resolution 1 to 4096 and context_length at least 3",
             file.display()
         );
         ensure!(

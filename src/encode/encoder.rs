@@ -17,6 +17,9 @@ use crate::metrics::Metrics;
 /// weights once more each.
 const CPU_WORKERS: usize = 2;
 
+/// Golden pictures are small; this only keeps a wrong file from taking all memory.
+const GOLDEN_MAX_PIXELS: u64 = 16_777_216;
+
 /// Everything that turns texts and pictures into vectors; cheap to clone.
 #[derive(Clone)]
 pub struct Encoder {
@@ -48,9 +51,8 @@ impl Encoder {
         };
         let threads = if config.threads == 0 { (cores / workers).max(1) } else { config.threads };
         let onnx = OnnxModel::load(bundle, config, threads)?;
-        let encoders = (0..workers)
-            .map(|_| Ok(Box::new(onnx.worker()?) as Box<dyn Encode>))
-            .collect::<Result<Vec<_>>>()?;
+        let encoders =
+            (0..workers).map(|_| Ok(Box::new(onnx.worker()?) as Box<dyn Encode>)).collect::<Result<Vec<_>>>()?;
         let handle = EncoderHandle::start(encoders, config, onnx.provider(), metrics.clone())
             .context("cannot start the encoder's threads")?;
         let bundle = onnx.bundle();
@@ -67,7 +69,7 @@ impl Encoder {
         Ok(Self {
             handle,
             tokenizer,
-            preprocessor: Preprocessor::new(bundle.resolution),
+            preprocessor: Preprocessor { resolution: bundle.resolution },
             bundle: Arc::new(bundle.clone()),
         })
     }
@@ -85,7 +87,7 @@ impl Encoder {
         for item in &golden.images {
             let file = self.bundle.path(&item.file);
             let bytes = tokio::fs::read(&file).await.with_context(|| format!("cannot read {}", file.display()))?;
-            let picture = decode(&bytes, &DecodeLimits::default())
+            let picture = decode(&bytes, &DecodeLimits { max_pixels: GOLDEN_MAX_PIXELS })
                 .map_err(|fault| anyhow!("{}: {fault}", file.display()))?;
             let vector = self.handle.image(self.preprocessor.prepare(&picture), Priority::Query).await?;
             compare(&vector, &item.vector, golden.tolerance).with_context(|| self.disagrees(&item.file))?;
@@ -103,8 +105,7 @@ impl Encoder {
 }
 
 fn compare(vector: &[f32], golden: &[f32], tolerance: f32) -> Result<()> {
-    let difference =
-        vector.iter().zip(golden).map(|(value, expected)| (value - expected).abs()).fold(0.0, f32::max);
+    let difference = vector.iter().zip(golden).map(|(value, expected)| (value - expected).abs()).fold(0.0, f32::max);
     ensure!(difference <= tolerance, "largest difference {difference}, tolerance {tolerance}");
     Ok(())
 }

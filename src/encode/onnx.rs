@@ -209,11 +209,7 @@ fn check_tensor(outlets: &[ort::value::Outlet], name: &str, kind: &str, file: &P
                 ("input", 2) => &[TensorElementType::Int64],
                 _ => bail!("{}: {kind} {name:?} has {} dimensions", file.display(), shape.len()),
             };
-            ensure!(
-                wanted.contains(ty),
-                "{}: {kind} {name:?} is of type {ty:?}, wanted is {wanted:?}",
-                file.display()
-            );
+            ensure!(wanted.contains(ty), "{}: {kind} {name:?} is of type {ty:?}, wanted is {wanted:?}", file.display());
             Ok(shape.iter().copied().collect())
         }
         other => bail!("{}: {kind} {name:?} is not a tensor but {other:?}", file.display()),
@@ -232,7 +228,7 @@ pub struct OnnxEncoder {
 
 impl Encode for OnnxEncoder {
     fn images(&mut self, batch: &[PreparedImage]) -> Result<Vec<Vec<f32>>, Fault> {
-        let side = self.bundle.resolution;
+        let side = self.bundle.resolution as usize;
         let each = 3 * side * side;
         self.pixels.resize(batch.len() * each, 0.0);
         for (image, pixels) in batch.iter().zip(self.pixels.chunks_exact_mut(each)) {
@@ -265,8 +261,7 @@ fn run(
     dimension: usize,
 ) -> Result<Vec<Vec<f32>>, Fault> {
     let outputs = session.run(vec![(tower.input.as_str(), input)]).map_err(|error| failed(&error))?;
-    let (shape, values) =
-        outputs[tower.output.as_str()].try_extract_tensor::<f32>().map_err(|error| failed(&error))?;
+    let (shape, values) = outputs[tower.output.as_str()].try_extract_tensor::<f32>().map_err(|error| failed(&error))?;
     if values.len() != rows * dimension {
         return Err(Fault::fatal(format!(
             "{}: output {:?} has shape {shape}, wanted is [{rows}, {dimension}]",

@@ -272,11 +272,7 @@ fn reply<T>(batch: Batch<Item<T>>, encode: &mut dyn FnMut(&[T]) -> Encoded) {
 }
 
 /// Encodes a batch; one that fails is halved until the item at fault stands alone, and the others go on.
-fn encode_split<T>(
-    inputs: &[T],
-    encode: &mut dyn FnMut(&[T]) -> Encoded,
-    answers: &mut Vec<Result<Vec<f32>, Fault>>,
-) {
+fn encode_split<T>(inputs: &[T], encode: &mut dyn FnMut(&[T]) -> Encoded, answers: &mut Vec<Result<Vec<f32>, Fault>>) {
     if inputs.is_empty() {
         return;
     }
@@ -330,8 +326,7 @@ mod tests {
     async fn an_item_that_fails_does_not_take_its_batch_along() {
         let (handle, metrics) = start(32);
         let ids = (1..=32).collect::<Vec<_>>();
-        let answers =
-            futures::future::join_all(ids.iter().map(|id| handle.text(text(*id), Priority::Feed))).await;
+        let answers = futures::future::join_all(ids.iter().map(|id| handle.text(text(*id), Priority::Feed))).await;
         for (id, answer) in ids.iter().zip(answers) {
             if *id == 13 {
                 assert!(matches!(answer, Err(Fault::Reject { reason: Reason::EncodeFailed, .. })));

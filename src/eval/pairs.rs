@@ -35,7 +35,8 @@ impl Pairs {
     /// # Errors
     /// Names the file and the line at fault.
     pub fn read(file: &Path, images: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read pairs from {}", file.display()))?;
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read pairs from {}", file.display()))?;
         Self::parse(&text, images).with_context(|| format!("in {}", file.display()))
     }
 

@@ -16,7 +16,7 @@ pub mod write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
@@ -27,8 +27,7 @@ use crate::encode::encoder::Encoder;
 use crate::error::Fault;
 use crate::ingest::prepare::Preparer;
 use crate::ingest::write::{Pending, Writer};
-use crate::kafka::dead_letter::DeadLetters;
-use crate::kafka::source::{Envelope, InflightLimits, Source, Subscription};
+use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, Subscription};
 use crate::metrics::Metrics;
 use crate::store::SharedStore;
 
@@ -94,12 +93,10 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let (posts, images) = (config.posts.clone(), config.images.clone());
     let preparer = Arc::new(Preparer::new(encoder, posts, images, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
-    let writer =
-        Arc::new(Writer { store, dead_letters, config: config.ingest.clone(), metrics: metrics.clone() });
+    let writer = Arc::new(Writer { store, dead_letters, config: config.ingest.clone(), metrics: metrics.clone() });
     let subscription =
         Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
-    let limits =
-        InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
+    let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;
     let (source, envelopes) = Source::start(&config.kafka, subscription, limits, drain, metrics.clone()).await?;
 
@@ -111,12 +108,20 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
 
     let stopped = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        Some(ended) = stages.join_next() => Err(stage_error(ended)),
+        // A stage ends by itself when it failed, or when the source did, which then says why.
+        Some(ended) = stages.join_next() => flatten(ended),
     };
     let report = source.stop(if stopped.is_ok() { drain } else { Duration::ZERO }).await;
     progress.abort();
-    tracing::info!(settled = report.settled, abandoned = report.abandoned, "ingest stopped");
-    stopped
+    stopped?;
+    let report = report?;
+    tracing::info!(
+        settled = report.settled,
+        abandoned = report.abandoned,
+        committed = report.committed,
+        "ingest stopped"
+    );
+    Ok(())
 }
 
 /// Prepares every message in a task of its own; the permits that messages hold bound their number.
@@ -161,11 +166,4 @@ async fn prepare_one(
 
 fn flatten(done: Result<Result<(), Fault>, JoinError>) -> Result<(), Fault> {
     done.unwrap_or_else(|error| Err(Fault::fatal(format!("a task of the pipe died: {error}"))))
-}
-
-fn stage_error(ended: Result<Result<(), Fault>, JoinError>) -> anyhow::Error {
-    match flatten(ended) {
-        Ok(()) => anyhow!("a stage of the pipe ended before the source. This is a bug."),
-        Err(fault) => anyhow!("{fault}"),
-    }
 }

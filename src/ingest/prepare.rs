@@ -16,9 +16,11 @@ use crate::image::decode::{DecodeLimits, Picture, decode};
 use crate::image::fetch::ImageFetcher;
 use crate::image::resize::thumbnail;
 use crate::ingest::backoff::Backoff;
-use crate::kafka::source::{Envelope, Position};
+use crate::kafka::{Envelope, Position};
 use crate::metrics::Metrics;
-use crate::post::{ImageSource, Post, PostsConfig, Provenance, point_id, tombstone_version};
+use crate::post::{
+    ImageSource, Post, PostsConfig, Provenance, VERSION_HEADER, point_id, post_id_from_key, version_from_header,
+};
 use crate::store::{Point, Tombstone, Write};
 
 /// Turns messages into writes; shared by all of them.
@@ -129,7 +131,7 @@ impl Preparer {
         let _core = self.cores.acquire().await.map_err(|_| Fault::fatal("the semaphore closed. This is a bug."))?;
         let limits = DecodeLimits { max_pixels: self.images.max_pixels };
         let thumbnail_pixels = self.images.thumbnail_pixels;
-        let preprocessor = self.encoder.preprocessor.clone();
+        let preprocessor = self.encoder.preprocessor;
         let metrics = self.metrics.clone();
         let work = move || {
             let started = Instant::now();
@@ -157,15 +159,12 @@ fn offset_version(position: &Position) -> u64 {
 }
 
 fn deletion(envelope: &Envelope) -> Result<Tombstone, Fault> {
-    let key = envelope.key.as_deref().filter(|key| !key.is_empty());
-    let post_id = key
-        .and_then(|key| std::str::from_utf8(key).ok())
-        .ok_or_else(|| Fault::reject(Reason::BadId, "a tombstone needs the post id (UTF-8) as its key"))?;
-    let version = tombstone_version(&envelope.headers)?;
+    let post_id = post_id_from_key(envelope.key.as_deref())?;
+    let version = envelope.header(VERSION_HEADER).map(version_from_header).transpose()?;
     Ok(Tombstone {
-        id: point_id(post_id),
+        id: point_id(&post_id),
         version: version.unwrap_or_else(|| offset_version(&envelope.position)),
-        post_id: post_id.to_owned(),
+        post_id,
         deleted_at: Utc::now(),
     })
 }

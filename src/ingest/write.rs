@@ -8,10 +8,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::error::{Fault, Reason};
-use crate::ingest::{IngestConfig, flatten};
 use crate::ingest::backoff::Backoff;
-use crate::kafka::dead_letter::DeadLetters;
-use crate::kafka::source::Envelope;
+use crate::ingest::{IngestConfig, flatten};
+use crate::kafka::{DeadLetters, Envelope};
 use crate::metrics::Metrics;
 use crate::store::{SharedStore, Write};
 

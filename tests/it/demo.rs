@@ -39,7 +39,7 @@ async fn open_store(data: &Path) -> SharedStore {
     let config = Config::load(&[], &Overrides { files: vec![], set }).expect("loads");
     let bundle = feedlens::encode::bundle::Bundle::load(&root().join("models/small")).expect("the bundled model");
     let stamp = ModelStamp { model: bundle.id, dimension: bundle.dimension };
-    store::open(&config.store, &stamp).await.expect("opens")
+    store::open(&config.store, &stamp, &feedlens::metrics::Metrics::new()).await.expect("opens")
 }
 
 #[tokio::test]
@@ -99,10 +99,11 @@ async fn killed_in_the_middle_and_started_again_every_post_is_there_once() {
 fn second_process_on_the_same_data_folder_is_one_sentence() {
     let data = tempfile::tempdir().expect("a folder");
     let folder = data.path().to_str().expect("UTF-8");
-    let mut first = feedlens(&["demo", "--data-dir", folder, "--set", "query.listen=127.0.0.1:0", "--set", "admin.listen="])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let mut first =
+        feedlens(&["demo", "--data-dir", folder, "--set", "query.listen=127.0.0.1:0", "--set", "admin.listen="])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(first.stdout.take().expect("piped")));
     lines.next().expect("the store is open once the demo tells something").expect("UTF-8");
     let started = Instant::now();
@@ -127,7 +128,8 @@ fn small_model_keeps_its_figures_through_the_real_pipeline() {
         assert!(to_image["r1"].as_f64().expect("a figure") >= floor_r1, "{labels}: {figures}");
         assert!(to_image["r10"].as_f64().expect("a figure") >= floor_r10, "{labels}: {figures}");
     }
-    let categories = ["eval", "--model", "models/small", "--pairs", "demo/categories_zh.jsonl", "--candidates", "demo/images"];
+    let categories =
+        ["eval", "--model", "models/small", "--pairs", "demo/categories_zh.jsonl", "--candidates", "demo/images"];
     let output = feedlens(&categories).output().expect("starts");
     let figures: Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
     println!("categories: {figures}");
