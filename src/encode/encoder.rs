@@ -69,7 +69,7 @@ impl Encoder {
         Ok(Self {
             handle,
             tokenizer,
-            preprocessor: Preprocessor { resolution: bundle.resolution },
+            preprocessor: Preprocessor::new(bundle.resolution),
             bundle: Arc::new(bundle.clone()),
         })
     }

@@ -19,7 +19,7 @@ use crate::ingest::backoff::Backoff;
 use crate::kafka::{Envelope, Position};
 use crate::metrics::Metrics;
 use crate::post::{
-    ImageSource, Post, PostsConfig, Provenance, VERSION_HEADER, point_id, post_id_from_key, version_from_header,
+    ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version,
 };
 use crate::store::{Point, Tombstone, Write};
 
@@ -160,7 +160,7 @@ fn offset_version(position: &Position) -> u64 {
 
 fn deletion(envelope: &Envelope) -> Result<Tombstone, Fault> {
     let post_id = post_id_from_key(envelope.key.as_deref())?;
-    let version = envelope.header(VERSION_HEADER).map(version_from_header).transpose()?;
+    let version = tombstone_version(&envelope.headers)?;
     Ok(Tombstone {
         id: point_id(&post_id),
         version: version.unwrap_or_else(|| offset_version(&envelope.position)),

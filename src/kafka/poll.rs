@@ -138,7 +138,8 @@ impl Poller {
             match self.consumer.clone().poll(self.poll_timeout()) {
                 Some(Ok(message)) => self.take(&message),
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => break Err(fatal(code, &self.shared)),
-                Some(Err(error)) => self.shared.status.failed(&error, &error.to_string()),
+                // The error callback was told too, and with the reason.
+                Some(Err(error)) => tracing::debug!(%error, "poll"),
                 None => {}
             }
             self.handle_events();
@@ -297,6 +298,7 @@ impl Poller {
         } else {
             self.resume()
         }
+        self.shared.status.forget_errors();
         // A full channel means that the lag is about to be measured.
         let _ = self.lag.0.try_send(());
     }

@@ -241,7 +241,8 @@ pub struct StatusSnapshot {
     pub assigned: usize,
     /// Partitions paused for lack of room downstream.
     pub paused: usize,
-    /// The last error that the brokers or the network gave; cleared when they answer again.
+    /// The last error of the brokers, the network or the group; cleared when the brokers answer again and when partitions
+    /// are assigned.
     pub last_error: Option<String>,
     /// Time since the last poll; more than seconds means that the poll thread hangs.
     pub since_poll: Option<Duration>,
@@ -287,7 +288,15 @@ impl SourceStatus {
         state.connected = true;
         state.last_error = None;
         state.reported.clear();
+        drop(state);
         tracing::info!(brokers = self.brokers, "kafka brokers answer");
+    }
+
+    /// The group works: what came before is history, and would be news again.
+    pub(super) fn forget_errors(&self) {
+        let mut state = self.lock();
+        state.last_error = None;
+        state.reported.clear();
     }
 
     /// A broker, the network or the group gave an error. The same kind is logged once until the brokers recover:

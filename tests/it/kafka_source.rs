@@ -10,10 +10,10 @@ use feedlens::kafka::{
 };
 use feedlens::metrics::Metrics;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use tokio::sync::mpsc::{Receiver, UnboundedSender};
 
 use crate::kafka_support::{
-    PATIENCE, ROOMY, committed, config, offsets, receive, receive_many, start, subscription, wait_until,
+    PATIENCE, ROOMY, committed, config, offsets, receive, receive_many, settle_as_they_come, start, subscription,
+    wait_until,
 };
 
 const POSTS: &str = "posts";
@@ -177,20 +177,6 @@ async fn pressure_pauses_within_the_byte_budget_and_polling_goes_on() {
     assert_eq!((metrics.inflight_posts.get(), metrics.inflight_bytes.get()), (0, 0));
     source.stop(PATIENCE).await.expect("stops");
     assert!(!metrics.render().contains("consumer_lag{"), "no lag is told for partitions that are not ours");
-}
-
-/// A member of the group that settles what it gets, in batches and out of order, and says so.
-fn settle_as_they_come(mut envelopes: Receiver<Envelope>, member: usize, told: UnboundedSender<(usize, i32, i64)>) {
-    tokio::spawn(async move {
-        let mut batch = Vec::new();
-        while envelopes.recv_many(&mut batch, 7).await > 0 {
-            for envelope in batch.drain(..).rev() {
-                let _ = told.send((member, envelope.position.partition, envelope.position.offset));
-                envelope.settle();
-                tokio::task::yield_now().await;
-            }
-        }
-    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use feedlens::kafka::{Envelope, InflightLimits, KafkaConfig, Source, Subscriptio
 use feedlens::metrics::Metrics;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{Receiver, UnboundedSender};
 
 /// Generous: the machine may be busy. Conditions are met long before.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,8 +27,12 @@ pub fn config(brokers: &str) -> KafkaConfig {
     kafka
 }
 
+fn group_of(topic: &str) -> String {
+    format!("{topic}-group")
+}
+
 pub fn subscription(topic: &str) -> Subscription {
-    Subscription { topics: vec![topic.to_owned()], group: "test-group".to_owned() }
+    Subscription { topics: vec![topic.to_owned()], group: group_of(topic) }
 }
 
 pub async fn start(config: &KafkaConfig, limits: InflightLimits) -> (Source, Receiver<Envelope>, Arc<Metrics>) {
@@ -62,7 +66,7 @@ pub async fn committed(config: &KafkaConfig, partitions: i32) -> BTreeMap<i32, i
     let (config, topic) = (config.clone(), config.posts_topic.clone());
     let read = move || {
         let consumer =
-            config.client_config().set("group.id", "test-group").create::<BaseConsumer>().expect("a consumer");
+            config.client_config().set("group.id", group_of(&topic)).create::<BaseConsumer>().expect("a consumer");
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&topic, 0, partitions - 1);
         let list = consumer.committed_offsets(list, PATIENCE).expect("committed offsets");
@@ -82,4 +86,18 @@ pub async fn wait_until<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
         assert!(Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A member of the group that settles what it gets, in batches and out of order, and says so.
+pub fn settle_as_they_come(mut envelopes: Receiver<Envelope>, member: usize, told: UnboundedSender<(usize, i32, i64)>) {
+    tokio::spawn(async move {
+        let mut batch = Vec::new();
+        while envelopes.recv_many(&mut batch, 7).await > 0 {
+            for envelope in batch.drain(..).rev() {
+                let _ = told.send((member, envelope.position.partition, envelope.position.offset));
+                envelope.settle();
+                tokio::task::yield_now().await;
+            }
+        }
+    });
 }

@@ -1,1 +1,235 @@
-//! Real Apache Kafka.
+//! What librdkafka's mock cluster cannot show, on real Apache Kafka: `make services` starts one and names it in
+//! `KAFKA_BROKERS`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use feedlens::error::{Fault, Outage, Reason};
+use feedlens::kafka::{DeadLetters, Envelope, InflightLimits, KafkaConfig, Producer};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+use crate::kafka_support::{
+    PATIENCE, ROOMY, committed, config, offsets, receive, receive_many, settle_as_they_come, start, wait_until,
+};
+
+const PARTITIONS: i32 = 4;
+
+/// The configuration for a real broker and a topic name of this test's own; `None`, said loudly, where there is none.
+fn real_broker(test: &str) -> Option<KafkaConfig> {
+    let Ok(brokers) = std::env::var("KAFKA_BROKERS") else {
+        // Past the test harness, which swallows what a passing test prints.
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED {test}: KAFKA_BROKERS is not set; `make services` starts a broker");
+        return None;
+    };
+    let mut config = config(&brokers);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock past 1970").as_nanos();
+    config.posts_topic = format!("{test}-{now}");
+    config.dead_letter_topic = format!("{test}-{now}.dlq");
+    Some(config)
+}
+
+fn admin(config: &KafkaConfig) -> AdminClient<DefaultClientContext> {
+    config.client_config().create().expect("an admin client")
+}
+
+async fn create_topic(config: &KafkaConfig, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    for (key, value) in settings {
+        new = new.set(key, value);
+    }
+    let created = admin(config).create_topics([&new], &AdminOptions::new()).await.expect("an answer");
+    assert!(created.iter().all(Result::is_ok), "{created:?}");
+    // Other connections may not know the topic yet.
+    let producer = Producer::new(config).expect("a producer");
+    wait_until("the topic to be writable", async || {
+        let sent = producer.send(topic, Some(b"warm-up"), Some(b"warm-up"), &[]).await;
+        sent.is_ok()
+    })
+    .await;
+}
+
+async fn produce(config: &KafkaConfig, keys: std::ops::Range<usize>, compression: &str) {
+    let mut config = config.clone();
+    config.properties.insert("compression.type".to_owned(), compression.to_owned());
+    let producer = Producer::new(&config).expect("a producer");
+    let payload = format!("{{\"caption\": \"{}\"}}", "雨后的彩虹 ".repeat(20));
+    let sends = keys.map(|key| {
+        let (producer, topic, payload) = (&producer, &config.posts_topic, &payload);
+        async move { producer.send(topic, Some(key.to_string().as_bytes()), Some(payload.as_bytes()), &[]).await }
+    });
+    for sent in futures::future::join_all(sends).await {
+        sent.expect("acknowledged");
+    }
+}
+
+/// Two members share 1,000 messages of each compression; nothing is missing, nothing comes twice, also after a restart.
+async fn two_members_and_a_restart(config: KafkaConfig, names: [&str; 2]) {
+    create_topic(&config, &config.posts_topic, PARTITIONS, &[]).await;
+    let member = |name: &str| {
+        let mut config = config.clone();
+        if config.properties.contains_key("group.instance.id") {
+            config.properties.insert("group.instance.id".to_owned(), name.to_owned());
+        }
+        config
+    };
+    let (told, mut settled) = tokio::sync::mpsc::unbounded_channel();
+    let limits = InflightLimits { posts: 50, bytes: 1 << 20 };
+    produce(&config, 0..250, "zstd").await;
+    let (first, envelopes, _) = start(&member(names[0]), limits).await;
+    settle_as_they_come(envelopes, 1, told.clone());
+    let mut seen = vec![settled.recv().await.expect("the first member settles")];
+    let (second, envelopes, metrics) = start(&member(names[1]), limits).await;
+    settle_as_they_come(envelopes, 2, told.clone());
+    wait_until("two partitions for each", async || {
+        [&first, &second].iter().all(|source| source.status().snapshot().assigned == 2)
+    })
+    .await;
+    produce(&config, 250..500, "lz4").await;
+    produce(&config, 500..750, "snappy").await;
+    produce(&config, 750..1_000, "gzip").await;
+    // 1,000 and the warm-up.
+    while seen.len() < 1_001 {
+        seen.push(tokio::time::timeout(PATIENCE, settled.recv()).await.expect("in time").expect("a message"));
+    }
+    wait_until("no lag", async || {
+        metrics.render().lines().filter(|line| line.contains("consumer_lag{")).all(|line| line.ends_with(" 0"))
+    })
+    .await;
+    let reports = futures::future::join(first.stop(PATIENCE), second.stop(PATIENCE)).await;
+    assert!(reports.0.expect("stops").committed && reports.1.expect("stops").committed);
+    drop(told);
+    while let Some(more) = settled.recv().await {
+        seen.push(more);
+    }
+    let distinct = seen.iter().map(|(_, partition, offset)| (*partition, *offset)).collect::<BTreeSet<_>>();
+    assert_eq!((seen.len(), distinct.len()), (1_001, 1_001), "each message exactly once");
+    assert!([1, 2].iter().all(|member| seen.iter().any(|(by, ..)| by == member)), "both members worked");
+    let mut ends = BTreeMap::<i32, i64>::new();
+    for (_, partition, offset) in &seen {
+        let end = ends.entry(*partition).or_default();
+        *end = (*end).max(offset + 1);
+    }
+    assert_eq!(committed(&config, PARTITIONS).await, ends, "what is committed is what was settled");
+
+    let (again, mut envelopes, _) = start(&member(names[0]), ROOMY).await;
+    produce(&config, 1_000..1_100, "none").await;
+    let fresh = receive_many(&mut envelopes, 100).await;
+    let old = fresh.iter().filter(|it| it.position.offset < ends[&it.position.partition]).count();
+    assert_eq!(old, 0, "messages came twice");
+    fresh.into_iter().for_each(Envelope::settle);
+    let report = again.stop(PATIENCE).await.expect("stops");
+    assert_eq!((report.abandoned, report.committed), (0, true));
+    assert_eq!(committed(&config, PARTITIONS).await.values().sum::<i64>(), 1_101);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cooperative_members_share_and_restart_without_repeats() {
+    let Some(config) = real_broker("cooperative") else { return };
+    two_members_and_a_restart(config, ["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newer_group_protocol_shares_and_restarts_without_repeats() {
+    let Some(mut config) = real_broker("consumer-protocol") else { return };
+    config.properties.clear();
+    config.properties.insert("group.protocol".to_owned(), "consumer".to_owned());
+    two_members_and_a_restart(config, ["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn static_members_share_and_restart_without_repeats() {
+    let Some(mut config) = real_broker("static") else { return };
+    // Static members keep their partitions for the session: here a restart follows at once.
+    config.properties.insert("group.instance.id".to_owned(), String::new());
+    two_members_and_a_restart(config, ["a", "b"]).await;
+}
+
+#[tokio::test]
+async fn gaps_of_transactions_do_not_hold_the_watermark_back() {
+    let Some(config) = real_broker("transactions") else { return };
+    create_topic(&config, &config.posts_topic, 1, &[]).await;
+    let (writer, topic) = (config.clone(), config.posts_topic.clone());
+    tokio::task::spawn_blocking(move || {
+        let producer =
+            writer.client_config().set("transactional.id", &topic).create::<BaseProducer>().expect("a producer");
+        producer.init_transactions(PATIENCE).expect("transactions");
+        for (count, commits) in [(10, true), (5, false), (10, true)] {
+            producer.begin_transaction().expect("begins");
+            for _ in 0..count {
+                producer.send(BaseRecord::<[u8], [u8]>::to(&topic).payload(b"x")).expect("queued");
+            }
+            producer.flush(PATIENCE).expect("flushed");
+            let ended =
+                if commits { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) };
+            ended.expect("ends");
+        }
+    })
+    .await
+    .expect("no panic");
+    let (source, mut envelopes, _) = start(&config, ROOMY).await;
+    let received = receive_many(&mut envelopes, 21).await;
+    // Warm-up, ten, a marker, five that were aborted and their marker, ten, a marker.
+    let expected = (0..11).chain(18..28).collect::<Vec<_>>();
+    assert_eq!(offsets(&received), expected);
+    received.into_iter().for_each(Envelope::settle);
+    let report = source.stop(PATIENCE).await.expect("stops");
+    assert_eq!((report.abandoned, report.committed), (0, true));
+    assert_eq!(committed(&config, 1).await, BTreeMap::from([(0, 28)]));
+}
+
+#[tokio::test]
+async fn a_dead_letter_beyond_the_limit_of_its_topic_waits_until_the_limit_is_raised() {
+    let Some(mut config) = real_broker("large-letter") else { return };
+    config.properties.insert("compression.type".to_owned(), "none".to_owned());
+    create_topic(&config, &config.posts_topic, 1, &[]).await;
+    create_topic(&config, &config.dead_letter_topic, 1, &[("max.message.bytes", "2000")]).await;
+    let producer = Producer::new(&config).expect("a producer");
+    let payload = vec![b'x'; 10_000];
+    producer.send(&config.posts_topic, None, Some(&payload), &[]).await.expect("acknowledged");
+    let (source, mut envelopes, metrics) = start(&config, ROOMY).await;
+    receive(&mut envelopes).await.settle();
+    let envelope = receive(&mut envelopes).await;
+    let dead_letters = DeadLetters::new(&config, metrics.clone()).expect("dead letters");
+    let fault = dead_letters.send(&envelope, Reason::BadJson, "not JSON").await.expect_err("too large");
+    assert!(matches!(&fault, Fault::Retry { outage: Outage::Broker, .. }), "{fault:?}");
+    assert!(fault.to_string().contains("raise max.message.bytes"), "{fault}");
+
+    let raised =
+        AlterConfig::new(ResourceSpecifier::Topic(&config.dead_letter_topic)).set("max.message.bytes", "20000");
+    let altered = admin(&config).alter_configs([&raised], &AdminOptions::new()).await.expect("an answer");
+    assert!(altered.iter().all(Result::is_ok), "{altered:?}");
+    wait_until("the dead letter to pass", async || {
+        dead_letters.send(&envelope, Reason::BadJson, "not JSON").await.is_ok()
+    })
+    .await;
+    assert_eq!(metrics.posts_dead_lettered.with_label_values(&["bad_json"]).get(), 1);
+    envelope.settle();
+    source.stop(PATIENCE).await.expect("stops");
+}
+
+#[tokio::test]
+async fn a_topic_that_does_not_exist_is_named() {
+    let Some(mut config) = real_broker("missing") else { return };
+    config.properties.insert("topic.metadata.propagation.max.ms".to_owned(), "1000".to_owned());
+    let producer = Producer::new(&config).expect("a producer");
+    let fault = producer.send(&config.posts_topic, None, Some(b"x"), &[]).await.expect_err("no such topic");
+    assert!(matches!(fault, Fault::Fatal(_)), "{fault:?}");
+    let said = fault.to_string();
+    assert!(said.contains(&config.posts_topic) && said.contains("create the topic"), "{said}");
+
+    // A worker may come before its topic: it waits, and says what for.
+    config.properties.insert("topic.metadata.refresh.interval.ms".to_owned(), "500".to_owned());
+    let (source, mut envelopes, _) = start(&config, ROOMY).await;
+    wait_until("the error to show", async || {
+        source.status().snapshot().last_error.is_some_and(|error| error.contains(&config.posts_topic))
+    })
+    .await;
+    create_topic(&config, &config.posts_topic, 1, &[]).await;
+    receive(&mut envelopes).await.settle();
+    let report = source.stop(Duration::from_secs(20)).await.expect("stops");
+    assert!(report.committed);
+}

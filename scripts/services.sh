@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# The real services of the integration tests: Apache Kafka from its published jars, and a Qdrant server if one is on
+# the PATH. Everything lies in .cache/services.
+#
+#   scripts/services.sh start   starts what is not running; prints KAFKA_BROKERS=... (and QDRANT_URL=...) on stdout
+#   scripts/services.sh env     prints the same for what is running
+#   scripts/services.sh stop    ends both
+#
+#   export $(scripts/services.sh start) && cargo test --release --test it real_kafka
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+home="$PWD/.cache/services"
+kafka="$home/kafka"
+qdrant="$home/qdrant"
+pom="$PWD/scripts/kafka/pom.xml"
+first_port="${FEEDLENS_SERVICES_PORT:-19092}"
+patience=120
+
+say() { echo "services: $*" >&2; }
+fail() {
+    say "$*"
+    exit 1
+}
+
+# Whether the process in this file runs, and is still ours: numbers come again after a reboot.
+runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$1")/cmdline" | grep -q -e "$kafka/" -e qdrant; }
+
+# Prints the first of two neighbouring loopback ports that nobody listens on.
+free_ports() {
+    local port="$first_port"
+    while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || (exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))") 2>/dev/null; do
+        port=$((port + 2))
+        [ "$port" -lt $((first_port + 200)) ] || fail "no free port from $first_port on; set FEEDLENS_SERVICES_PORT"
+    done
+    echo "$port"
+}
+
+# wait_for NAME PIDFILE LOG COMMAND...: until the command succeeds, as long as the process lives.
+wait_for() {
+    local name="$1" pid_file="$2" log="$3" deadline=$((SECONDS + patience))
+    shift 3
+    until "$@"; do
+        runs "$pid_file" || { tail -n 20 "$log" >&2; fail "$name ended while it started; its log is $log"; }
+        [ "$SECONDS" -lt "$deadline" ] || { tail -n 20 "$log" >&2; fail "$name did not answer within $patience s; its log is $log"; }
+        sleep 0.2
+    done
+}
+
+java_serves() {
+    local version
+    version="$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)" || return 1
+    [ "${version:-0}" -ge 17 ]
+}
+
+need_java_and_maven() {
+    java_serves && command -v mvn >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing Java and Maven (apt-get)"
+        {
+            apt-get update
+            java_serves || apt-get install -y openjdk-17-jre-headless || apt-get install -y openjdk-21-jre-headless
+            command -v mvn || apt-get install -y maven
+        } >&2 || true
+    fi
+    java_serves || fail "Java 17 or later is missing; install the package openjdk-17-jre-headless"
+    command -v mvn >/dev/null || fail "Maven is missing; install the package maven"
+}
+
+# The jars belong to the pom that named them.
+fetch_kafka() {
+    jars="$kafka/jars-$(cksum <"$pom" | cut -d ' ' -f 1)"
+    [ -e "$jars/.complete" ] && return
+    say "fetching Apache Kafka (about 45 MB)"
+    rm -rf "$kafka"/jars*
+    mvn -B -q -f "$pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars" >&2 ||
+        fail "Maven could not fetch Apache Kafka; the reason is above"
+    touch "$jars/.complete"
+}
+
+# A broker answers an ApiVersions request only when its start is complete.
+kafka_answers() {
+    local answer
+    answer="$(
+        exec 2>/dev/null
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf '\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff' >&3
+        timeout 2 head -c 10 <&3 | od -An -tx1 | tr -d ' \n'
+    )" || return 1
+    # Length, our correlation id, no error.
+    [ "${answer:8:12}" = 000000010000 ]
+}
+
+start_kafka() {
+    runs "$kafka/pid" && return
+    need_java_and_maven
+    mkdir -p "$kafka"
+    fetch_kafka
+    local port
+    port="$(free_ports)"
+    rm -rf "$kafka/data"
+    cat >"$kafka/server.properties" <<PROPERTIES
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$((port + 1))
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$kafka/data
+auto.create.topics.enable=false
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=500
+PROPERTIES
+    # Fixed, so that a client that knew an earlier broker is not surprised: the data is new with each start.
+    java -cp "$jars/*" kafka.tools.StorageTool format -t ZmVlZGxlbnMtdGVzdHMtMQ -c "$kafka/server.properties" \
+        >"$kafka/log" 2>&1 || { cat "$kafka/log" >&2; fail "the storage of Kafka could not be formatted"; }
+    say "starting Apache Kafka on 127.0.0.1:$port"
+    setsid nohup java -Xms128m -Xmx384m -Dlog4j2.level=INFO -cp "$jars/*" kafka.Kafka "$kafka/server.properties" \
+        >>"$kafka/log" 2>&1 </dev/null &
+    echo $! >"$kafka/pid"
+    echo "$port" >"$kafka/port"
+    wait_for "Apache Kafka" "$kafka/pid" "$kafka/log" kafka_answers "$port"
+}
+
+qdrant_answers() {
+    local answer
+    answer="$(
+        exec 2>/dev/null
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3
+        timeout 2 head -n 1 <&3
+    )" || return 1
+    [[ "$answer" == *" 200 "* ]]
+}
+
+start_qdrant() {
+    runs "$qdrant/pid" && return
+    if ! command -v qdrant >/dev/null; then
+        say "NO QDRANT SERVER: there is no \`qdrant\` on the PATH; tests that need the server WILL BE SKIPPED"
+        return
+    fi
+    mkdir -p "$qdrant"
+    local port
+    port="$(free_ports)"
+    rm -rf "$qdrant/storage" "$qdrant/snapshots"
+    say "starting Qdrant on 127.0.0.1:$port"
+    (
+        cd "$qdrant"
+        export QDRANT__SERVICE__HOST=127.0.0.1 QDRANT__SERVICE__GRPC_PORT="$port" QDRANT__SERVICE__HTTP_PORT=$((port + 1))
+        export QDRANT__STORAGE__STORAGE_PATH="$qdrant/storage" QDRANT__STORAGE__SNAPSHOTS_PATH="$qdrant/snapshots"
+        export QDRANT__TELEMETRY_DISABLED=true
+        setsid nohup qdrant >"$qdrant/log" 2>&1 </dev/null &
+        echo $! >"$qdrant/pid"
+    )
+    echo "$port" >"$qdrant/port"
+    wait_for Qdrant "$qdrant/pid" "$qdrant/log" qdrant_answers "$((port + 1))"
+}
+
+print_env() {
+    runs "$kafka/pid" && echo "KAFKA_BROKERS=127.0.0.1:$(cat "$kafka/port")"
+    runs "$qdrant/pid" && echo "QDRANT_URL=http://127.0.0.1:$(cat "$qdrant/port")"
+    return 0
+}
+
+stop() {
+    local pid_file pid
+    for pid_file in "$kafka/pid" "$qdrant/pid"; do
+        runs "$pid_file" || { rm -f "$pid_file"; continue; }
+        pid="$(cat "$pid_file")"
+        kill "$pid"
+        local deadline=$((SECONDS + 30))
+        while kill -0 "$pid" 2>/dev/null; do
+            [ "$SECONDS" -lt "$deadline" ] || { kill -9 "$pid" 2>/dev/null || true; }
+            sleep 0.2
+        done
+        rm -f "$pid_file"
+    done
+}
+
+case "${1:-}" in
+start)
+    start_kafka
+    start_qdrant
+    print_env
+    ;;
+env) print_env ;;
+stop) stop ;;
+*) fail "use: scripts/services.sh start | env | stop" ;;
+esac
