@@ -93,7 +93,7 @@ impl Browser {
         let input = self.client.find(Locator::Id("topic")).await.expect("the search box");
         input.clear().await.expect("clears");
         input.send_keys(topic).await.expect("types");
-        input.send_keys(&String::from(Key::Enter)).await.expect("enters");
+        input.send_keys(&Key::Enter).await.expect("enters");
     }
 
     /// Fails if anything went wrong in the page: a script's error, a breach of the content security policy.
@@ -199,13 +199,13 @@ async fn sample_topics_history_and_keys_work_in_chinese() {
     browser.script("document.activeElement.blur();").await;
     press("/").await;
     browser.until("document.activeElement.id === 'topic'").await;
-    press(&String::from(Key::Down)).await;
-    press(&String::from(Key::Right)).await;
+    press(&Key::Down).await;
+    press(&Key::Right).await;
     browser.until("document.activeElement === document.querySelectorAll('.card .picture')[1]").await;
-    press(&String::from(Key::Enter)).await;
+    press(&Key::Enter).await;
     browser.until("location.search.startsWith('?post=')").await;
     browser.until_cards(5).await;
-    press(&String::from(Key::Escape)).await;
+    press(&Key::Escape).await;
     browser.until("location.search === '' && document.querySelectorAll('.card').length === 0").await;
 
     browser.client.find(Locator::Id("language")).await.expect("the toggle").click().await.expect("clicks");
@@ -279,7 +279,7 @@ async fn errors_are_told_and_can_be_tried_again() {
     browser.client.goto(&format!("{}/?q=水果", worker.url)).await.expect("opens");
     browser.until("!document.getElementById('key').hidden").await;
     let key = browser.client.find(Locator::Id("key-value")).await.expect("the field");
-    key.send_keys(&format!("open sesame{}", String::from(Key::Enter))).await.expect("types");
+    key.send_keys(&format!("open sesame{}", Key::Enter)).await.expect("types");
     browser.until_cards(5).await;
 
     let file = browser.client.find(Locator::Id("file")).await.expect("the file button");
