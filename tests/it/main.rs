@@ -14,3 +14,4 @@ mod search_http;
 mod search_kafka;
 mod store_behaviour;
 mod store_edge;
+mod store_server;
