@@ -68,6 +68,15 @@ impl QueryConfig {
             self.max_top_k
         );
         anyhow::ensure!(self.max_concurrent >= 1, "query.max_concurrent must be at least 1");
+        anyhow::ensure!(
+            self.api_keys.iter().all(|key| !key.is_empty()),
+            "query.api_keys holds an empty key; leave the list empty to ask for none"
+        );
+        anyhow::ensure!(
+            self.requests_topic != self.results_topic,
+            "query.requests_topic and query.results_topic are both {:?}; answers would be read as requests",
+            self.requests_topic
+        );
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "embedded")]
 mod edge;
+mod qdrant;
 mod rows;
 
 use std::path::PathBuf;
@@ -202,7 +203,7 @@ pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -
                  \"qdrant\", or build with the cargo feature `embedded`",
             ))
         }
-        StoreKind::Qdrant => Err(Fault::fatal("store.kind \"qdrant\" is not there yet; set store.kind = \"edge\"")),
+        StoreKind::Qdrant => Ok(Arc::new(qdrant::QdrantStore::open(&config.qdrant, &config.alias, stamp).await?)),
     }
 }
 

@@ -170,12 +170,16 @@ function clearResults() {
   cards.replaceChildren();
   byId("summary").textContent = "";
   byId("notice").hidden = true;
+  byId("zone").hidden = true;
 }
 
 function showNothing() {
   document.title = "feedlens";
   results.setAttribute("aria-busy", "false");
-  show(clearResults);
+  show(() => {
+    clearResults();
+    byId("zone").hidden = false;
+  });
 }
 
 function showLoading() {
@@ -200,7 +204,7 @@ function showFailure(error) {
   clearResults();
   const table = words();
   if (error.code === "unauthorized") {
-    notice(table.keyTitle, error.message, { key: true });
+    notice(table.keyTitle, table.keyText, { key: true });
     byId("key-value").focus();
   } else if (error.code === "offline" || !(error instanceof api.ApiError)) {
     notice(table.offlineTitle, table.offlineText, { retry: true });

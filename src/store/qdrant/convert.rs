@@ -1,0 +1,125 @@
+//! Rows, filters and points in the forms of the gRPC interface.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use qdrant_client::Payload;
+use qdrant_client::qdrant::point_id::PointIdOptions;
+use qdrant_client::qdrant::points_update_operation::{DeleteVectors, Operation, PointStructList};
+use qdrant_client::qdrant::vectors_output::VectorsOptions;
+use qdrant_client::qdrant::{
+    Condition, DatetimeRange, Filter as QdrantFilter, NamedVectors, PointId, PointStruct, PointsUpdateOperation, Range,
+    RetrievedPoint, ScoredPoint, Timestamp, Value, VectorsOutput, VectorsSelector, vector_output,
+};
+use serde_json::Map;
+use uuid::Uuid;
+
+use crate::store::rows::{DELETED, Row, VERSION};
+use crate::store::{Filter, Hit, StoredPoint, VectorName};
+
+/// What writes these rows: an upsert that leaves newer points alone, and the removal of vectors that the rows do not
+/// have (an upsert of a point in an optimised segment keeps them). All of it can be sent again.
+pub(super) fn operations(rows: &[Row]) -> Vec<PointsUpdateOperation> {
+    let upsert = Operation::Upsert(PointStructList {
+        points: rows.iter().map(point).collect(),
+        shard_key_selector: None,
+        // One filter for the whole request, so each row's condition is bound to its point.
+        update_filter: Some(QdrantFilter::should(rows.iter().map(|row| {
+            let range = match row.deleted {
+                // As `Row::replaces`.
+                true => Range { lte: Some(row.version as f64), ..Range::default() },
+                false => Range { lt: Some(row.version as f64), ..Range::default() },
+            };
+            of_point(row, Condition::range(VERSION, range))
+        }))),
+        update_mode: None,
+    });
+    let mut operations = vec![upsert];
+    for name in [VectorName::Image, VectorName::Caption] {
+        let lacking = rows.iter().filter(|row| row.missing_vectors().any(|missing| missing == name));
+        // Only where this very write is what is stored now.
+        let conditions = lacking
+            .map(|row| {
+                let version = row.version as f64;
+                let range = Range { gte: Some(version), lte: Some(version), ..Range::default() };
+                of_point(row, Condition::range(VERSION, range))
+            })
+            .collect::<Vec<_>>();
+        if !conditions.is_empty() {
+            let filter =
+                QdrantFilter { must: vec![Condition::has_vector(name.as_str())], ..QdrantFilter::should(conditions) };
+            operations.push(Operation::DeleteVectors(DeleteVectors {
+                points_selector: Some(filter.into()),
+                vectors: Some(VectorsSelector { names: vec![name.as_str().to_owned()] }),
+                shard_key_selector: None,
+            }));
+        }
+    }
+    operations.into_iter().map(|operation| PointsUpdateOperation { operation: Some(operation) }).collect()
+}
+
+fn of_point(row: &Row, condition: Condition) -> Condition {
+    QdrantFilter::must([Condition::has_id([PointId::from(row.id.to_string())]), condition]).into()
+}
+
+fn point(row: &Row) -> PointStruct {
+    let vectors = row
+        .vectors()
+        .fold(NamedVectors::default(), |vectors, (name, vector)| vectors.add_vector(name.as_str(), vector.clone()));
+    PointStruct::new(row.id.to_string(), vectors, Payload::from(row.payload.clone()))
+}
+
+/// Live posts that fulfil the conditions.
+pub(super) fn filter(filter: &Filter) -> QdrantFilter {
+    let mut must = Vec::new();
+    must.extend(filter.lang.iter().map(|lang| Condition::matches("lang", lang.clone())));
+    must.extend(filter.author.iter().map(|author| Condition::matches("author", author.clone())));
+    if !filter.tags_any.is_empty() {
+        must.push(Condition::matches("tags", filter.tags_any.clone()));
+    }
+    if filter.since.is_some() || filter.until.is_some() {
+        let range = DatetimeRange {
+            gte: filter.since.map(timestamp),
+            lt: filter.until.map(timestamp),
+            ..DatetimeRange::default()
+        };
+        must.push(Condition::datetime_range("created_at", range));
+    }
+    QdrantFilter { must, ..QdrantFilter::must_not([Condition::matches(DELETED, true)]) }
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp {
+        seconds: time.timestamp(),
+        // A leap second counts beyond a second in chrono, which the format does not allow.
+        nanos: time.timestamp_subsec_nanos().min(999_999_999) as i32,
+    }
+}
+
+pub(super) fn hit(point: ScoredPoint) -> Option<Hit> {
+    Some(Hit { id: uuid(point.id)?, score: point.score, payload: json(point.payload) })
+}
+
+pub(super) fn stored_point(point: RetrievedPoint) -> Option<StoredPoint> {
+    let mut vectors = match point.vectors {
+        Some(VectorsOutput { vectors_options: Some(VectorsOptions::Vectors(named)) }) => named.vectors,
+        _ => HashMap::new(),
+    };
+    let mut take = |name: VectorName| match vectors.remove(name.as_str())?.into_vector() {
+        vector_output::Vector::Dense(dense) => Some(dense.data),
+        _ => None,
+    };
+    let (image, caption) = (take(VectorName::Image), take(VectorName::Caption));
+    Some(StoredPoint { id: uuid(point.id)?, payload: json(point.payload), image, caption })
+}
+
+fn uuid(id: Option<PointId>) -> Option<Uuid> {
+    match id?.point_id_options? {
+        PointIdOptions::Uuid(id) => Uuid::try_parse(&id).ok(),
+        PointIdOptions::Num(_) => None,
+    }
+}
+
+fn json(payload: HashMap<String, Value>) -> Map<String, serde_json::Value> {
+    payload.into_iter().map(|(key, value)| (key, value.into_json())).collect()
+}

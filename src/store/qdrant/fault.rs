@@ -1,0 +1,178 @@
+//! Errors of the client and the server, by what the caller does with them.
+
+use std::time::Duration;
+
+use qdrant_client::QdrantError;
+use tonic::Code;
+
+use crate::config::Secret;
+use crate::error::{Fault, Outage, Reason};
+use crate::store::QdrantConfig;
+
+/// Turns errors into faults, and keeps the API key out of every text.
+#[derive(Debug)]
+pub(super) struct Faults {
+    server: String,
+    api_key: Secret,
+}
+
+impl Faults {
+    /// # Errors
+    /// [`Fault::Fatal`] where the configured address is none.
+    pub fn new(config: &QdrantConfig) -> Result<Self, Fault> {
+        let wrong = |what: &str| {
+            Fault::fatal(format!(
+                "store.qdrant.url is not the address of a Qdrant server ({what}); write it as http://host:6334 or \
+                 https://host:6334, the gRPC port"
+            ))
+        };
+        let url = url::Url::parse(&config.url).map_err(|error| wrong(&error.to_string()))?;
+        if !["http", "https"].contains(&url.scheme()) {
+            return Err(wrong("neither http:// nor https://"));
+        }
+        let host = url.host_str().ok_or_else(|| wrong("no host"))?;
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        Ok(Self { server: format!("{}://{host}{port}", url.scheme()), api_key: config.api_key.clone() })
+    }
+
+    /// The server, for people.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Of an error before anything was served: there is nothing to wait for, a person should see it.
+    pub fn at_start(&self, action: &str, error: &QdrantError) -> Fault {
+        let detail = self.detail(action, error);
+        Fault::fatal(match code(error) {
+            Some(Code::Unauthenticated | Code::PermissionDenied) => {
+                format!("{detail}; set store.qdrant.api_key to a key that may do this")
+            }
+            Some(Code::InvalidArgument | Code::AlreadyExists | Code::NotFound) => detail,
+            _ => format!("{detail}; check store.qdrant.url, and that the server runs"),
+        })
+    }
+
+    /// Of an error while serving. Revoked credentials only delay, as an outage does: a key can be put back, and no post
+    /// is at fault. A collection that is gone is no outage: only a new start makes it anew.
+    pub fn at_run_time(&self, action: &str, error: &QdrantError) -> Fault {
+        let detail = self.detail(action, error);
+        if let QdrantError::ResourceExhaustedError { retry_after_seconds, .. } = error {
+            let after = Some(Duration::from_secs(*retry_after_seconds));
+            return Fault::Retry { outage: Outage::Store, detail, after };
+        }
+        if matches!(error, QdrantError::ConversionError(_) | QdrantError::JsonToPayload(_)) {
+            return Fault::reject(Reason::StoreRejected, detail);
+        }
+        match code(error) {
+            Some(Code::InvalidArgument) => Fault::reject(Reason::StoreRejected, detail),
+            Some(Code::NotFound) => Fault::fatal(format!(
+                "{detail}; the collection is gone: start again to make it anew, and index the posts again"
+            )),
+            Some(Code::Unauthenticated | Code::PermissionDenied) => {
+                Fault::retry(Outage::Store, format!("{detail}; store.qdrant.api_key is no longer accepted"))
+            }
+            _ => Fault::retry(Outage::Store, detail),
+        }
+    }
+
+    fn detail(&self, action: &str, error: &QdrantError) -> String {
+        let text = match error {
+            // The client's own text for these lists every header.
+            QdrantError::ResponseError { status } | QdrantError::ResourceExhaustedError { status, .. } => {
+                format!("{} ({:?})", status.message(), status.code())
+            }
+            other => other.to_string(),
+        };
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = match self.api_key.expose() {
+            "" => text,
+            key => text.replace(key, "********"),
+        };
+        format!("cannot {action} qdrant at {}: {text}", self.server)
+    }
+}
+
+fn code(error: &QdrantError) -> Option<Code> {
+    match error {
+        QdrantError::ResponseError { status } | QdrantError::ResourceExhaustedError { status, .. } => {
+            Some(status.code())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+
+    fn faults(url: &str) -> Result<Faults, Fault> {
+        Faults::new(&QdrantConfig {
+            url: url.to_owned(),
+            api_key: Secret::new("s3cr3t"),
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            shards: 1,
+            replicas: 1,
+            vectors_on_disk: false,
+            payload_on_disk: true,
+        })
+    }
+
+    #[test]
+    fn outages_are_retried_and_never_blamed_on_a_post() {
+        let faults = faults("http://localhost:6334").expect("an address");
+        for code in [
+            Code::Unavailable,
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::Aborted,
+            Code::Internal,
+            Code::Unknown,
+            Code::FailedPrecondition,
+            Code::ResourceExhausted,
+            Code::Unauthenticated,
+            Code::PermissionDenied,
+        ] {
+            let fault = faults.at_run_time("write to", &Status::new(code, "no").into());
+            assert!(matches!(fault, Fault::Retry { outage: Outage::Store, after: None, .. }), "{code:?}: {fault:?}");
+        }
+    }
+
+    #[test]
+    fn delay_that_the_server_asks_for_is_kept() {
+        let mut status = Status::resource_exhausted("slow down");
+        status.metadata_mut().insert("retry-after", MetadataValue::from_static("7"));
+        let fault = faults("http://localhost:6334").expect("an address").at_run_time("write to", &status.into());
+        assert!(matches!(fault, Fault::Retry { after: Some(after), .. } if after.as_secs() == 7), "{fault:?}");
+    }
+
+    #[test]
+    fn invalid_request_is_rejected_and_missing_collection_is_fatal() {
+        let faults = faults("http://localhost:6334").expect("an address");
+        let fault = faults.at_run_time("write to", &Status::invalid_argument("no").into());
+        assert!(matches!(fault, Fault::Reject { reason: Reason::StoreRejected, .. }), "{fault:?}");
+        let fault = faults.at_run_time("write to", &Status::not_found("no").into());
+        assert!(matches!(fault, Fault::Fatal(_)), "{fault:?}");
+    }
+
+    #[test]
+    fn api_key_is_in_no_text() {
+        let faults = faults("http://user:s3cr3t@localhost:6334/?key=s3cr3t").expect("an address");
+        let error = QdrantError::from(Status::invalid_argument("Malformed API key or token: s3cr3t"));
+        for fault in [faults.at_start("reach", &error), faults.at_run_time("write to", &error)] {
+            let text = format!("{fault} {fault:?} {faults:?}");
+            assert!(!text.contains("s3cr3t"), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_address_names_the_key_of_the_configuration() {
+        for url in ["localhost:6334", "", "ftp://localhost:6334", "http://"] {
+            let error = faults(url).expect_err("no address").to_string();
+            assert!(error.contains("store.qdrant.url"), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the start does: reach the server, and make the collection, its indexes and the alias where absent. Several
+//! workers may do it at once.
+
+use qdrant_client::qdrant::vectors_config::Config as VectorsKind;
+use qdrant_client::qdrant::{
+    CollectionInfo, CreateAliasBuilder, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance,
+    FieldType, VectorParams, VectorParamsBuilder, VectorsConfigBuilder,
+};
+use qdrant_client::{Qdrant, QdrantError};
+
+use super::fault::Faults;
+use crate::error::Fault;
+use crate::store::rows::{DELETED, VERSION};
+use crate::store::{ModelStamp, QdrantConfig, VectorName};
+
+/// The first server with conditional upserts. An older one takes the request and ignores the condition, and an older
+/// write would win.
+const OLDEST_SERVER: (u64, u64) = (1, 16);
+
+const INDEXES: [(&str, FieldType); 6] = [
+    ("author", FieldType::Keyword),
+    ("lang", FieldType::Keyword),
+    ("tags", FieldType::Keyword),
+    ("created_at", FieldType::Datetime),
+    (VERSION, FieldType::Integer),
+    (DELETED, FieldType::Bool),
+];
+
+/// A client of a server that answers.
+pub(super) async fn connect(config: &QdrantConfig, faults: &Faults) -> Result<Qdrant, Fault> {
+    let mut builder = Qdrant::from_url(&config.url)
+        .timeout(config.timeout)
+        .connect_timeout(config.connect_timeout)
+        // That check prints to standard output, and blocks.
+        .skip_compatibility_check();
+    if !config.api_key.is_empty() {
+        builder = builder.api_key(config.api_key.expose());
+    }
+    let client = builder.build().map_err(|error| faults.at_start("reach", &error))?;
+    // Not the health check, which needs no API key.
+    let reached = async {
+        let server = client.health_check().await?;
+        client.list_aliases().await?;
+        Ok::<_, QdrantError>(server.version)
+    };
+    let version = match tokio::time::timeout(config.connect_timeout, reached).await {
+        Ok(result) => result.map_err(|error| faults.at_start("reach", &error))?,
+        Err(_) => {
+            return Err(Fault::fatal(format!(
+                "qdrant at {} does not answer within {}; check store.qdrant.url (the gRPC port), and that the server \
+                 runs",
+                faults.server(),
+                humantime_serde::re::humantime::format_duration(config.connect_timeout)
+            )));
+        }
+    };
+    match parse_version(&version) {
+        Some(found) if found < OLDEST_SERVER => Err(Fault::fatal(format!(
+            "qdrant at {} is version {version}, and feedlens needs {}.{} or newer (conditional updates)",
+            faults.server(),
+            OLDEST_SERVER.0,
+            OLDEST_SERVER.1
+        ))),
+        _ => Ok(client),
+    }
+}
+
+fn parse_version(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.trim_start_matches('v').split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// `<alias>_<model>_<dimension>`; bytes of the model's id that Qdrant does not allow in a name are written `~2f`.
+pub(super) fn collection_name(alias: &str, stamp: &ModelStamp) -> String {
+    let mut model = String::new();
+    for byte in stamp.model.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => model.push(char::from(byte)),
+            other => model.push_str(&format!("~{other:02x}")),
+        }
+    }
+    format!("{alias}_{model}_{}", stamp.dimension)
+}
+
+/// The collection behind an alias.
+pub(super) async fn alias_target(client: &Qdrant, alias: &str) -> Result<Option<String>, QdrantError> {
+    let aliases = client.list_aliases().await?.aliases;
+    Ok(aliases.into_iter().find(|found| found.alias_name == alias).map(|found| found.collection_name))
+}
+
+/// Makes what is absent, and checks what is there.
+pub(super) async fn ensure_collection(
+    client: &Qdrant,
+    faults: &Faults,
+    config: &QdrantConfig,
+    collection: &str,
+    alias: &str,
+    stamp: &ModelStamp,
+) -> Result<(), Fault> {
+    check_alias(client, faults, collection, alias, stamp).await?;
+    let failed = |action: &'static str| move |error: QdrantError| faults.at_start(action, &error);
+    if !client.collection_exists(collection).await.map_err(failed("read the collections of"))?
+        && let Err(error) = create_collection(client, config, collection, stamp).await
+    {
+        // Another worker may have been faster.
+        if !client.collection_exists(collection).await.map_err(failed("read the collections of"))? {
+            return Err(faults.at_start(&format!("create the collection {collection} in"), &error));
+        }
+    }
+    let info = client.collection_info(collection).await.map_err(failed("read the collection of"))?.result;
+    check_vectors(collection, info.unwrap_or_default(), stamp)?;
+    for (field, kind) in INDEXES {
+        let request = CreateFieldIndexCollectionBuilder::new(collection, field, kind).wait(true);
+        client.create_field_index(request).await.map_err(failed("create a payload index in"))?;
+    }
+    if alias_target(client, alias).await.map_err(failed("read the aliases of"))?.is_none() {
+        let request = CreateAliasBuilder::new(collection, alias);
+        client.create_alias(request).await.map_err(failed("create the alias in"))?;
+    }
+    // Looked at again: another model's worker may have started at the same time.
+    check_alias(client, faults, collection, alias, stamp).await
+}
+
+async fn create_collection(
+    client: &Qdrant,
+    config: &QdrantConfig,
+    collection: &str,
+    stamp: &ModelStamp,
+) -> Result<(), QdrantError> {
+    let mut vectors = VectorsConfigBuilder::default();
+    for name in [VectorName::Image, VectorName::Caption] {
+        let vector = VectorParamsBuilder::new(stamp.dimension as u64, Distance::Cosine).on_disk(config.vectors_on_disk);
+        vectors.add_named_vector_params(name.as_str(), vector);
+    }
+    let request = CreateCollectionBuilder::new(collection)
+        .vectors_config(vectors)
+        .shard_number(config.shards)
+        .replication_factor(config.replicas)
+        .on_disk_payload(config.payload_on_disk);
+    client.create_collection(request).await.map(|_| ())
+}
+
+async fn check_alias(
+    client: &Qdrant,
+    faults: &Faults,
+    collection: &str,
+    alias: &str,
+    stamp: &ModelStamp,
+) -> Result<(), Fault> {
+    let target = alias_target(client, alias).await;
+    match target.map_err(|error| faults.at_start("read the aliases of", &error))? {
+        Some(target) if target != collection => Err(Fault::fatal(format!(
+            "the alias {alias} points to the collection {target}, but model {} ({} dimensions) belongs to {collection}; \
+             run `feedlens collection reindex` to build that one and move the alias, or set model.dir or store.alias \
+             to what belongs together",
+            stamp.model, stamp.dimension
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_vectors(collection: &str, info: CollectionInfo, stamp: &ModelStamp) -> Result<(), Fault> {
+    let vectors = info.config.and_then(|config| config.params).and_then(|params| params.vectors_config);
+    let Some(VectorsKind::ParamsMap(vectors)) = vectors.and_then(|vectors| vectors.config) else {
+        return Err(not_ours(collection, stamp));
+    };
+    let fits = |vector: &VectorParams| vector.size == stamp.dimension as u64 && vector.distance() == Distance::Cosine;
+    let both = [VectorName::Image, VectorName::Caption];
+    match both.iter().all(|name| vectors.map.get(name.as_str()).is_some_and(fits)) {
+        true => Ok(()),
+        false => Err(not_ours(collection, stamp)),
+    }
+}
+
+fn not_ours(collection: &str, stamp: &ModelStamp) -> Fault {
+    Fault::fatal(format!(
+        "the collection {collection} does not have the vectors image and caption with {} dimensions and cosine \
+         distance; rename or delete it, then run `feedlens collection reindex`, or set store.alias to another name",
+        stamp.dimension
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collection_names_tell_models_apart() {
+        let name = |model: &str| collection_name("posts", &ModelStamp { model: model.to_owned(), dimension: 512 });
+        assert_eq!(name("chinese-clip_vit.b16"), "posts_chinese-clip_vit.b16_512");
+        assert_eq!(name("a/b"), "posts_a~2fb_512");
+        assert_ne!(name("a/b"), name("a~2fb"));
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(parse_version("1.9.7").is_some_and(|version| version < OLDEST_SERVER));
+        assert!(parse_version("v1.16.0").is_some_and(|version| version >= OLDEST_SERVER));
+        assert!(parse_version("2.0.0-dev").is_some_and(|version| version >= OLDEST_SERVER));
+        assert_eq!(parse_version("dev"), None);
+    }
+}
