@@ -16,25 +16,26 @@ setup:
 	@scripts/setup.sh
 
 build: setup
-	$(CARGO) build --release --locked
+	@# With a bench beside it, the dependencies get the features that the tests need too, and are compiled once for both.
+	@$(CARGO) build --release --locked --bin feedlens --bench pipeline
 
 demo: build
-	$(BINARY) demo $(if $(ONCE),--once) $(if $(RATE),--rate $(RATE))
+	@$(BINARY) demo $(if $(ONCE),--once) $(if $(RATE),--rate $(RATE))
 
 test:
 	@scripts/setup.sh tests
-	scripts/test.sh
+	@scripts/test.sh
 
 lint:
 	@scripts/setup.sh
-	scripts/lint.sh
+	@scripts/lint.sh
 
 bench: setup
 	$(CARGO) bench --locked
 
 services:
 	@scripts/setup.sh tests
-	scripts/services.sh start
+	@scripts/services.sh start
 
 services-stop:
-	scripts/services.sh stop
+	@scripts/services.sh stop

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian or Ubuntu machine ready: system packages, and the ONNX Runtime library in .cache/onnxruntime.
 #   scripts/setup.sh          what building and running need
-#   scripts/setup.sh tests    and what the tests need (a headless browser, Java for a real Kafka)
+#   scripts/setup.sh tests    and what the tests need (a headless browser)
 # Run again at any time: what is there is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,8 +31,6 @@ packages_missing() {
   if [ "${1:-}" = tests ]; then
     need chromium command -v chromium
     need chromium-driver command -v chromedriver
-    need openjdk-17-jre-headless command -v java
-    need maven command -v mvn
   fi
   printf '%s\n' "${missing[@]:-}"
 }

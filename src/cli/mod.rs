@@ -61,6 +61,9 @@ enum Command {
 
 /// Parses the command line, runs the command, and says what went wrong in one line on stderr.
 pub fn main() -> ExitCode {
+    // From 1.31 on, ONNX Runtime on Linux keeps a database in the user's cache folder and reports to its makers.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
     let cli = Cli::parse();
     let overrides = Overrides { files: cli.global.files, set: cli.global.set };
     let presets = match &cli.command {
