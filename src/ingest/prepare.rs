@@ -61,10 +61,8 @@ impl Preparer {
     }
 
     async fn upsert(&self, envelope: &Envelope, payload: &Bytes) -> Result<Point, Fault> {
-        let started = Instant::now();
-        let post = Post::parse(payload, envelope.key.as_deref(), &self.posts)?;
-        self.observe("parse", started);
-        let (image, caption) = tokio::join!(self.image(&post), self.caption(&post));
+        let (post, text) = self.parse(envelope, payload).await?;
+        let (image, caption) = tokio::join!(self.image(&post), self.caption(text));
         let (image, thumbnail) = image?.unzip();
         let version = post.version.unwrap_or_else(|| offset_version(&envelope.position));
         let provenance = Provenance {
@@ -83,6 +81,21 @@ impl Preparer {
         })
     }
 
+    async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<(Post, Option<PreparedText>), Fault> {
+        let (key, payload, limits) = (envelope.key.clone(), payload.clone(), self.posts.clone());
+        let (tokenizer, metrics) = (self.encoder.tokenizer.clone(), self.metrics.clone());
+        off_the_async_threads(move || {
+            let started = Instant::now();
+            let post = Post::parse(&payload, key.as_deref(), &limits)?;
+            observe(&metrics, "parse", started);
+            let started = Instant::now();
+            let text = post.caption.as_deref().map(|caption| tokenizer.encode(caption));
+            observe(&metrics, "tokenize", started);
+            Ok((post, text))
+        })
+        .await
+    }
+
     /// The picture's vector and, where the picture came inside the message, its thumbnail.
     async fn image(&self, post: &Post) -> Result<Option<(Vec<f32>, Option<String>)>, Fault> {
         let Some(source) = &post.image else { return Ok(None) };
@@ -91,25 +104,23 @@ impl Preparer {
         let (prepared, thumbnail) = self.decode(bytes, keep_thumbnail).await?;
         let started = Instant::now();
         let vector = self.encoder.handle.image(prepared, Priority::Feed).await?;
-        self.observe("encode", started);
+        observe(&self.metrics, "encode", started);
         Ok(Some((vector, thumbnail)))
     }
 
-    async fn caption(&self, post: &Post) -> Result<Option<Vec<f32>>, Fault> {
-        let Some(caption) = &post.caption else { return Ok(None) };
-        let started = Instant::now();
-        // Microseconds for a caption; the limit on its length bounds the worst case.
-        let prepared: PreparedText = self.encoder.tokenizer.encode(caption);
-        self.observe("tokenize", started);
-        self.encoder.handle.text(prepared, Priority::Feed).await.map(Some)
+    async fn caption(&self, text: Option<PreparedText>) -> Result<Option<Vec<f32>>, Fault> {
+        let Some(text) = text else { return Ok(None) };
+        self.encoder.handle.text(text, Priority::Feed).await.map(Some)
     }
 
     async fn fetch(&self, source: &ImageSource) -> Result<Bytes, Fault> {
         let mut backoff = Backoff::new(self.images.retry_first, self.images.retry_max);
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let started = Instant::now();
             let fetched = self.fetcher.bytes(source).await;
-            self.observe("fetch", started);
+            observe(&self.metrics, "fetch", started);
             match fetched {
                 Err(Fault::Retry { outage, detail, after }) => {
                     self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
@@ -122,7 +133,6 @@ impl Preparer {
                 settled => return settled,
             }
         }
-        unreachable!("the attempts are counted without end. This is a bug.")
     }
 
     async fn decode(&self, bytes: Bytes, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
@@ -131,24 +141,31 @@ impl Preparer {
         let thumbnail_pixels = self.images.thumbnail_pixels;
         let preprocessor = self.encoder.preprocessor;
         let metrics = self.metrics.clone();
-        let work = move || {
+        off_the_async_threads(move || {
             let started = Instant::now();
             let picture: Picture = decode(&bytes, &limits)?;
-            metrics.stage_seconds.with_label_values(&["decode"]).observe(started.elapsed().as_secs_f64());
+            observe(&metrics, "decode", started);
             let started = Instant::now();
             let prepared = preprocessor.prepare(&picture);
-            metrics.stage_seconds.with_label_values(&["resize"]).observe(started.elapsed().as_secs_f64());
+            observe(&metrics, "resize", started);
             let thumbnail = keep_thumbnail.then(|| thumbnail(&picture, thumbnail_pixels));
             Ok((prepared, thumbnail.flatten()))
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .unwrap_or_else(|_| Err(Fault::reject(Reason::BadImage, "decoding the picture panicked")))
+        })
+        .await
     }
+}
 
-    fn observe(&self, stage: &str, started: Instant) {
-        self.metrics.stage_seconds.with_label_values(&[stage]).observe(started.elapsed().as_secs_f64());
-    }
+/// Work that grows with its input would hold up every other post on an async thread.
+async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Fault::reject(Reason::BadField, "reading the post panicked; please report this post")))
+}
+
+fn observe(metrics: &Metrics, stage: &str, started: Instant) {
+    metrics.stage_seconds.with_label_values(&[stage]).observe(started.elapsed().as_secs_f64());
 }
 
 /// Without a version of the feed's, the position in the topic orders the writes: a post's key keeps it in one partition.
