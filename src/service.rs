@@ -49,12 +49,16 @@ pub struct AdminConfig {
     pub listen: String,
 }
 
+/// ONNX Runtime tells of every node that it folds, and the embedded engine warns of flags that only its server sets. What
+/// `log.level` says of these targets still wins.
+const QUIET: &str = "ort=warn,qdrant_edge::common=error";
+
 /// Sends logs to stderr. Call once.
 ///
 /// # Errors
 /// `log.level` is not a level or directive.
 pub fn start_logs(config: &LogConfig) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.level).with_context(|| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.level)).with_context(|| {
         format!("log.level = {:?} is neither a level (error, warn, info, debug, trace) nor directives", config.level)
     })?;
     let on_terminal = std::io::stderr().is_terminal();

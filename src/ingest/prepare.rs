@@ -18,9 +18,7 @@ use crate::image::resize::thumbnail;
 use crate::ingest::backoff::Backoff;
 use crate::kafka::{Envelope, Position};
 use crate::metrics::Metrics;
-use crate::post::{
-    ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version,
-};
+use crate::post::{ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version};
 use crate::store::{Point, Tombstone, Write};
 
 /// Turns messages into writes; shared by all of them.

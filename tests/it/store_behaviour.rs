@@ -2,6 +2,7 @@
 //! (`QDRANT_URL`, or a `qdrant` binary on the PATH, which is started here).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -43,6 +44,17 @@ impl Bench {
         Self { config, stamp: stamp("small"), _folder: folder }
     }
 
+    /// An alias of its own on the server of the tests; `None` where there is no server.
+    pub fn server() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let (url, api_key) = tokio::task::block_in_place(crate::store_server::shared)?;
+        let mut bench = Self::edge();
+        bench.config.kind = StoreKind::Qdrant;
+        bench.config.qdrant = QdrantConfig { api_key, ..qdrant_config(&url) };
+        bench.config.alias = format!("test{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        Some(bench)
+    }
+
     pub async fn open(&self) -> SharedStore {
         feedlens::store::open(&self.config, &self.stamp, &Metrics::new()).await.unwrap()
     }
@@ -63,7 +75,7 @@ pub fn stamp(model: &str) -> ModelStamp {
     ModelStamp { model: model.to_owned(), dimension: DIMENSION }
 }
 
-pub fn qdrant_config(url: &str) -> QdrantConfig {
+fn qdrant_config(url: &str) -> QdrantConfig {
     QdrantConfig {
         url: url.to_owned(),
         api_key: Secret::default(),
@@ -82,6 +94,15 @@ macro_rules! on_each_store {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 super::$case(super::Bench::edge()).await;
+            })*
+        }
+
+        mod server {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                if let Some(bench) = super::Bench::server() {
+                    super::$case(bench).await;
+                }
             })*
         }
     };

@@ -1,0 +1,256 @@
+//! A Qdrant server for the tests, and what the store on it alone promises.
+//!
+//! `QDRANT_URL` (gRPC; with `QDRANT_API_KEY` where it asks for one) names a running server; else a `qdrant` binary on
+//! the PATH is started on free ports of the loopback interface. With neither, the tests say that they were skipped.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use feedlens::config::Secret;
+use feedlens::error::Fault;
+use feedlens::store::{Filter, VectorName};
+use qdrant_client::Qdrant;
+use qdrant_client::qdrant::{CreateAliasBuilder, CreateCollectionBuilder, Distance, VectorParamsBuilder};
+
+use crate::store_behaviour::{Bench, delete, found, stamp, stored, upsert, vector};
+
+/// The server that all tests share; `None` where there is none.
+pub fn shared() -> Option<(String, Secret)> {
+    static SERVER: OnceLock<Option<(String, Secret)>> = OnceLock::new();
+    let found = SERVER.get_or_init(|| {
+        if let Ok(url) = std::env::var("QDRANT_URL") {
+            return Some((url, Secret::new(std::env::var("QDRANT_API_KEY").unwrap_or_default())));
+        }
+        let server = Server::start("")?;
+        let url = server.url();
+        // For all tests: it ends with the process.
+        std::mem::forget(server);
+        Some((url, Secret::default()))
+    });
+    if found.is_none() {
+        // Not through eprintln, which the harness keeps from the terminal.
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED {name}: no Qdrant server (set QDRANT_URL, or put a qdrant binary on the PATH)"
+        );
+    }
+    found.clone()
+}
+
+/// A server of this process's own.
+struct Server {
+    binary: PathBuf,
+    folder: tempfile::TempDir,
+    http: u16,
+    grpc: u16,
+    api_key: &'static str,
+    process: Option<Child>,
+}
+
+impl Server {
+    /// `None` where there is no binary.
+    fn start(api_key: &'static str) -> Option<Self> {
+        let path = std::env::var_os("PATH")?;
+        let binary = std::env::split_paths(&path).map(|path| path.join("qdrant")).find(|path| path.is_file())?;
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [http, grpc] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
+        drop(ports);
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Self { binary, folder, http, grpc, api_key, process: None };
+        server.begin();
+        Some(server)
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.grpc)
+    }
+
+    /// Begins, and waits until it listens. The shell ends the server once its standard input is closed, so that it
+    /// never outlives this process.
+    fn begin(&mut self) {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#""$0" >server.log 2>&1 & server=$!; cat >/dev/null; kill -9 $server"#])
+            .arg(&self.binary)
+            .current_dir(self.folder.path())
+            .env("QDRANT__SERVICE__HOST", "127.0.0.1")
+            .env("QDRANT__SERVICE__HTTP_PORT", self.http.to_string())
+            .env("QDRANT__SERVICE__GRPC_PORT", self.grpc.to_string())
+            .env("QDRANT__STORAGE__STORAGE_PATH", self.folder.path().join("storage"))
+            .env("QDRANT__STORAGE__SNAPSHOTS_PATH", self.folder.path().join("snapshots"))
+            .env("QDRANT__TELEMETRY_DISABLED", "true")
+            .env("QDRANT__LOG_LEVEL", "WARN")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        if !self.api_key.is_empty() {
+            command.env("QDRANT__SERVICE__API_KEY", self.api_key);
+        }
+        self.process = Some(command.spawn().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while std::net::TcpStream::connect(("127.0.0.1", self.grpc)).is_err() {
+            let log = std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server does not listen: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            drop(process.stdin.take());
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A bench that nothing listens for.
+fn bench_at(url: &str) -> Bench {
+    let mut bench = Bench::edge();
+    bench.config.kind = feedlens::store::StoreKind::Qdrant;
+    bench.config.qdrant.url = url.to_owned();
+    bench.config.qdrant.connect_timeout = Duration::from_secs(2);
+    bench
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreachable_server_is_named_in_time() {
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    // Takes connections and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    for address in [closed, silent.local_addr().unwrap()] {
+        let begin = Instant::now();
+        let detail = bench_at(&format!("http://{address}")).open_error().await;
+        assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(detail.contains(&address.to_string()) && detail.contains("store.qdrant.url"), "{detail}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_api_key_is_not_shown() {
+    let mut bench = bench_at("http://127.0.0.1:9");
+    bench.config.qdrant.api_key = Secret::new("s3cr3t\nkey");
+    let detail = bench.open_error().await;
+    assert!(!detail.contains("s3cr3t"), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_api_key_is_said_and_not_shown() {
+    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y")).await.unwrap() else {
+        shared();
+        return;
+    };
+    let mut bench = bench_at(&server.url());
+    for wrong in ["wrong-k3y", "", "s3cr3t\nkey"] {
+        bench.config.qdrant.api_key = Secret::new(wrong);
+        let detail = bench.open_error().await;
+        assert!(!detail.contains("k3y") && !detail.contains("s3cr3t"), "{detail}");
+        assert!(detail.contains("store.qdrant.api_key"), "{detail}");
+    }
+    bench.config.qdrant.api_key = Secret::new("right-k3y");
+    let store = bench.open().await;
+    store.write(vec![upsert("p", 1)]).await.unwrap();
+    assert_eq!(store.count().await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outage_is_retried_and_recovers() {
+    let Some(mut server) = tokio::task::spawn_blocking(|| Server::start("")).await.unwrap() else {
+        shared();
+        return;
+    };
+    let mut bench = bench_at(&server.url());
+    bench.config.qdrant.timeout = Duration::from_secs(2);
+    let store = bench.open().await;
+    store.write(vec![upsert("p", 1)]).await.unwrap();
+    let mut server = tokio::task::spawn_blocking(move || {
+        server.kill();
+        server
+    })
+    .await
+    .unwrap();
+    for error in [store.write(vec![upsert("q", 1)]).await.unwrap_err(), store.ready().await.unwrap_err()] {
+        assert!(matches!(error, Fault::Retry { .. }), "{error:?}");
+    }
+    let server = tokio::task::spawn_blocking(move || {
+        server.begin();
+        server
+    });
+    let _server = server.await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = store.write(vec![upsert("q", 1)]).await {
+        assert!(matches!(error, Fault::Retry { .. }) && Instant::now() < deadline, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((stored(&store, "p").await, stored(&store, "q").await), (Some((1, false)), Some((1, false))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_start_at_once_make_one_collection() {
+    let Some(bench) = Bench::server() else { return };
+    let opened = futures::future::join_all((0..6).map(|_| bench.open())).await;
+    for (number, store) in opened.iter().enumerate() {
+        store.write(vec![upsert(&format!("p{number}"), 1)]).await.unwrap();
+    }
+    assert_eq!(opened[0].count().await.unwrap(), 6);
+    for store in &opened {
+        store.ready().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moved_alias_makes_the_worker_unready_and_its_writes_stay_in_its_collection() {
+    let Some(bench) = Bench::server() else { return };
+    let store = bench.open().await;
+    let (url, key) = shared().unwrap();
+    let client = Qdrant::from_url(&url).api_key(key.expose()).skip_compatibility_check().build().unwrap();
+    let other = format!("{}_other", bench.config.alias);
+    let vectors = VectorParamsBuilder::new(8, Distance::Cosine);
+    client.create_collection(CreateCollectionBuilder::new(&other).vectors_config(vectors)).await.unwrap();
+    client.create_alias(CreateAliasBuilder::new(&other, &bench.config.alias)).await.unwrap();
+    let error = store.ready().await.unwrap_err();
+    assert!(error.to_string().contains(&other), "{error}");
+    store.write(vec![upsert("p", 1)]).await.unwrap();
+    assert_eq!(stored(&store, "p").await, Some((1, false)));
+    let detail = bench.open_error().await;
+    assert!(detail.contains("feedlens collection reindex") && detail.contains(&other), "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn points_in_optimised_segments_lose_their_old_vectors() {
+    let Some(bench) = Bench::server() else { return };
+    let store = bench.open().await;
+    let (url, key) = shared().unwrap();
+    let client = Qdrant::from_url(&url).api_key(key.expose()).skip_compatibility_check().build().unwrap();
+    let collection = format!("{}_{}_8", bench.config.alias, stamp("small").model);
+    let smallest = qdrant_client::qdrant::OptimizersConfigDiffBuilder::default().indexing_threshold(1);
+    let update = qdrant_client::qdrant::UpdateCollectionBuilder::new(&collection).optimizers_config(smallest);
+    client.update_collection(update).await.unwrap();
+    store.write((0..2_000).map(|number| upsert(&format!("p{number}"), 1)).collect()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while client.collection_info(&collection).await.unwrap().result.unwrap().indexed_vectors_count() < 2_000 {
+        assert!(Instant::now() < deadline, "the server does not index");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    store.write((0..100).map(|number| delete(&format!("p{number}"), 2)).collect()).await.unwrap();
+    for number in 0..100 {
+        let id = feedlens::post::point_id(&format!("p{number}"));
+        let marker = store.get(&[id]).await.unwrap().remove(0);
+        assert!(marker.image.is_none() && marker.caption.is_none(), "{marker:?}");
+    }
+    assert_eq!(store.count().await.unwrap(), 1_900);
+    let hits = found(&store, vector(1), VectorName::Image, Filter::default()).await;
+    assert!(hits.iter().all(|(id, _)| id[1..].parse::<u32>().unwrap() >= 100), "{hits:?}");
+}
