@@ -23,6 +23,11 @@ struct Browser {
 impl Browser {
     /// `None` where there is no chromedriver.
     async fn open(language: &str) -> Option<Self> {
+        Self::with_options(language, json!({})).await
+    }
+
+    /// With further options of chromedriver's.
+    async fn with_options(language: &str, mut options: Value) -> Option<Self> {
         let driver = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut driver = match driver {
             Ok(driver) => driver,
@@ -54,7 +59,8 @@ impl Browser {
             &language,
         ];
         let mut capabilities = serde_json::Map::new();
-        capabilities.insert("goog:chromeOptions".to_owned(), json!({ "args": arguments }));
+        options["args"] = json!(arguments);
+        capabilities.insert("goog:chromeOptions".to_owned(), options);
         capabilities.insert("goog:loggingPrefs".to_owned(), json!({"browser": "ALL"}));
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(capabilities)
@@ -335,13 +341,15 @@ async fn hostile_posts_are_text_and_leave_the_layout_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_a_narrow_phone() {
-    let Some(browser) = Browser::open("en").await else { return };
+    let phone = json!({"mobileEmulation": {"deviceMetrics": {"width": 360, "height": 800, "pixelRatio": 2.0}}});
+    let Some(browser) = Browser::with_options("en", phone).await else { return };
     let worker = Worker::start(&[]).await;
-    let page = format!("{}/?q=水果", worker.url);
-    browser.client.set_window_size(360, 800).await.expect("narrow");
-    browser.client.goto(&page).await.expect("opens");
+    browser.client.goto(&format!("{}/?q=水果&author=甲", worker.url)).await.expect("opens");
     browser.until_cards(5).await;
-    let overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth;";
-    assert_eq!(browser.script(overflow).await, json!(0));
+    let widths = browser.script("return [window.innerWidth, document.documentElement.scrollWidth];").await;
+    assert_eq!(widths, json!([360, 360]));
+    let outside = "return [...document.querySelectorAll('main *, header *')].filter(e => e.checkVisibility()
+        && e.getBoundingClientRect().width > 0 && e.getBoundingClientRect().right > 361).map(e => e.outerHTML);";
+    assert_eq!(browser.script(outside).await, json!([]), "nothing is cut off at the right");
     browser.close().await;
 }

@@ -23,7 +23,9 @@ export function startLive() {
 /** Anew, in the present language. */
 export function showLive() {
   if (!latest) return;
-  const number = new Intl.NumberFormat(locale(), { notation: "compact", maximumFractionDigits: 1 });
+  const exact = new Intl.NumberFormat(locale());
+  const compact = new Intl.NumberFormat(locale(), { notation: "compact", maximumFractionDigits: 1 });
+  const number = { format: (value) => (value < 10_000 ? exact : compact).format(value) };
   const rate = new Intl.NumberFormat(locale(), { maximumFractionDigits: latest.posts_per_second < 10 ? 1 : 0 });
   const set = (name, value, format = number) => {
     const element = document.getElementById(`live-${name}`);
@@ -31,7 +33,7 @@ export function showLive() {
     tile.hidden = value === null;
     if (value === null) return;
     element.textContent = format.format(value);
-    element.title = new Intl.NumberFormat(locale()).format(value);
+    element.title = exact.format(value);
   };
   set("rate", latest.posts_per_second, rate);
   set("indexed", latest.indexed);
@@ -40,7 +42,7 @@ export function showLive() {
   set("searches", latest.searches);
   const posts = document.getElementById("live-posts");
   posts.textContent = latest.posts === null ? "?" : number.format(latest.posts);
-  posts.title = latest.posts === null ? "" : new Intl.NumberFormat(locale()).format(latest.posts);
+  posts.title = latest.posts === null ? "" : exact.format(latest.posts);
   const model = document.getElementById("live-model");
   model.textContent = latest.model;
   model.title = latest.model;
