@@ -12,6 +12,7 @@ use clap::Args;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use serde_json::Value as Json;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use toml::Value;
 
@@ -75,17 +76,22 @@ impl Arguments {
         let pause = produce::pause(self.rate)?;
         let shutdown = service::shutdown_on_signal()?;
         let temporary = match &self.data_dir {
-            None => Some(TemporaryFolder::new()?),
+            None => Some(
+                tempfile::Builder::new()
+                    .prefix("feedlens-demo-")
+                    .tempdir()
+                    .context("cannot make a temporary folder; name one with --data-dir")?,
+            ),
             Some(_) => None,
         };
         if let Some(folder) = &temporary {
-            config.store.edge.dir = folder.0.join("edge");
+            config.store.edge.dir = folder.path().join("edge");
         }
         // Opened first: a wrong --posts should not cost a model's loading time.
         let feed = Feed::open(&self.posts)?;
         let topics = [&config.kafka.posts_topic, &config.kafka.dead_letter_topic];
         let broker = EmbeddedBroker::start(&topics.map(|topic| (topic.as_str(), PARTITIONS)))?;
-        config.kafka.brokers = broker.bootstrap().to_owned();
+        config.kafka.brokers = broker.bootstrap();
         // The requests topic is for other programs, and none of them can know this broker.
         config.query.kafka = false;
 
@@ -94,6 +100,7 @@ impl Arguments {
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let listener = if self.once { None } else { Some(service::bind(&config.query.listen, "query.listen").await?) };
+        let page = listener.as_ref().map(TcpListener::local_addr).transpose()?;
         if !self.once {
             let ready = start::readiness(encoder.clone(), store.clone());
             service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
@@ -101,7 +108,7 @@ impl Arguments {
         let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone() };
         // Ends with the demo, and ends the demo when it fails.
         let stop_ingest = CancellationToken::new();
-        let ingest = tokio::spawn({
+        let mut ingest = tokio::spawn({
             let (config, stop) = (config.clone(), stop_ingest.clone());
             async move { ingest::run(&config, parts, stop).await }
         });
@@ -119,10 +126,9 @@ impl Arguments {
             if self.once {
                 return Ok(());
             }
-            println!(
-                "\nthe page: http://{}   metrics: http://{}/metrics   (Ctrl-C ends)",
-                config.query.listen, config.admin.listen
-            );
+            if let Some(page) = page {
+                println!("\nthe page: http://{page}   (Ctrl-C ends)");
+            }
             tokio::select! {
                 served = &mut served => served,
                 failed = keep_going(&self, &sender) => failed,
@@ -131,6 +137,11 @@ impl Arguments {
         let told = tokio::select! {
             told = story => told,
             () = shutdown.cancelled() => Ok(()),
+            // By itself it only ends when it failed.
+            failed = &mut ingest => {
+                failed.context("ingest panicked")??;
+                bail!("ingest ended by itself. This is a bug.");
+            }
         };
         stop_ingest.cancel();
         let ended = ingest.await.context("ingest panicked")?;
@@ -139,30 +150,7 @@ impl Arguments {
     }
 }
 
-/// Removed when the demo ends.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn new() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("feedlens-demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make the folder {}; name another with --data-dir", folder.display()))?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        // What cannot be removed is the temporary folder's to clean.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-async fn serve(
-    listener: Option<tokio::net::TcpListener>,
-    search: &Arc<SearchService>,
-    shutdown: CancellationToken,
-) -> Result<()> {
+async fn serve(listener: Option<TcpListener>, search: &Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
     match listener {
         Some(listener) => crate::query::http::run(listener, search.clone(), shutdown).await,
         None => std::future::pending().await,
