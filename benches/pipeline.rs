@@ -171,8 +171,11 @@ async fn bare_prepare(config: &Config, messages: &[Message]) -> (Stage, Vec<Prep
     (timer.stage("prepare (one core)", messages.len()), all)
 }
 
+/// Of a picture and of its caption.
+type Vectors = (Vec<f32>, Vec<f32>);
+
 /// Both towers through ONNX Runtime, batches of the configured size, one thread.
-fn bare_encode(config: &Config, prepared: &[Prepared]) -> (Stage, Vec<(Vec<f32>, Vec<f32>)>) {
+fn bare_encode(config: &Config, prepared: &[Prepared]) -> (Stage, Vec<Vectors>) {
     let bundle = Bundle::load(&config.model.dir).expect("the bundle");
     let mut encoder = OnnxModel::load(bundle, &config.encoder, 1).and_then(|model| model.worker()).expect("sessions");
     let images = prepared.iter().map(|item| item.image.clone()).collect::<Vec<_>>();
@@ -195,12 +198,7 @@ fn bare_encode(config: &Config, prepared: &[Prepared]) -> (Stage, Vec<(Vec<f32>,
 }
 
 /// Upserts into the embedded store, batches of the configured size, one at a time.
-async fn bare_write(
-    config: &Config,
-    folder: &Path,
-    prepared: &[Prepared],
-    vectors: Vec<(Vec<f32>, Vec<f32>)>,
-) -> Stage {
+async fn bare_write(config: &Config, folder: &Path, prepared: &[Prepared], vectors: Vec<Vectors>) -> Stage {
     let mut store_config = config.store.clone();
     store_config.edge.dir = folder.join("bare");
     let store = store::open(&store_config, &stamp(config), &Metrics::new()).await.expect("opens");

@@ -16,7 +16,7 @@ impl Backoff {
     }
 
     /// The next delay.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         let delay = self.ceiling.mul_f64(rand::random_range(0.5..=1.0));
         self.ceiling = (self.ceiling * 2).min(self.max);
         delay
@@ -32,7 +32,7 @@ mod tests {
         let (first, max) = (Duration::from_millis(100), Duration::from_millis(350));
         let mut backoff = Backoff::new(first, max);
         for ceiling in [100, 200, 350, 350].map(Duration::from_millis) {
-            let delay = backoff.next();
+            let delay = backoff.next_delay();
             assert!(delay >= ceiling / 2 && delay <= ceiling, "{delay:?} of {ceiling:?}");
         }
     }

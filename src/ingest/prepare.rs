@@ -128,7 +128,7 @@ impl Preparer {
                         let detail = format!("{detail} ({attempt} attempts)");
                         return Err(Fault::reject(Reason::ImageUnavailable, detail));
                     }
-                    tokio::time::sleep(after.unwrap_or(Duration::ZERO).max(backoff.next())).await;
+                    tokio::time::sleep(after.unwrap_or(Duration::ZERO).max(backoff.next_delay())).await;
                 }
                 settled => return settled,
             }

@@ -105,7 +105,7 @@ impl Writer {
             let written = self.store.write(batch.iter().map(|pending| pending.write.clone()).collect()).await;
             self.metrics.stage_seconds.with_label_values(&["write"]).observe(started.elapsed().as_secs_f64());
             let Err(Fault::Retry { outage, detail, after }) = written else { return written };
-            let delay = after.unwrap_or_default().max(backoff.next());
+            let delay = after.unwrap_or_default().max(backoff.next_delay());
             self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(batch.len() as u64);
             tracing::warn!(posts = batch.len(), ?delay, "the store is out of order, trying again: {detail}");
             tokio::time::sleep(delay).await;
@@ -136,7 +136,7 @@ impl Writer {
                 Ok(()) => break,
                 Err(Fault::Retry { outage, detail, after }) => {
                     self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
-                    let delay = after.unwrap_or_default().max(backoff.next());
+                    let delay = after.unwrap_or_default().max(backoff.next_delay());
                     tracing::warn!(?delay, "the dead-letter topic is out of order, trying again: {detail}");
                     tokio::time::sleep(delay).await;
                 }

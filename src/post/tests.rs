@@ -78,7 +78,7 @@ fn wrong_type_names_the_field() {
         let caption = if field == "caption" { "" } else { r#""caption": "x", "# };
         let json = format!(r#"{{"post_id": "a", {caption}"{field}": {value}}}"#);
         let reason = if value == "1e400" { Reason::BadJson } else { Reason::BadField };
-        assert_rejected(parse(&json), reason, &format!("{field}"));
+        assert_rejected(parse(&json), reason, &field.to_string());
     }
 }
 
@@ -192,7 +192,7 @@ fn tombstone_names_its_post_and_version() {
     }
     let header = |value: &[u8]| (VERSION_HEADER.to_owned(), Some(value.to_vec()));
     let other = ("trace".to_owned(), Some(b"x".to_vec()));
-    assert_eq!(tombstone_version(&[other.clone()]).expect("none"), None);
+    assert_eq!(tombstone_version(std::slice::from_ref(&other)).expect("none"), None);
     assert_eq!(tombstone_version(&[header(b"7"), header(b"42"), other]).expect("a version"), Some(42));
     for value in [&b""[..], b"-1", b"+1", b"1.0", b"9007199254740992", b"99999999999999999999", b"\xff"] {
         assert_rejected(tombstone_version(&[header(value)]).map(|_| unreachable_post()), Reason::BadField, "version");

@@ -28,7 +28,7 @@ fn writes_of(step: u64) -> Vec<Write> {
         // The same version is always the same post: whether it has a picture follows from it.
         writes.push(match random.random_range(0..4) {
             0 => delete(&id, version),
-            _ if version % 3 == 0 => Write::Upsert(Point { image: None, ..post(&id, version) }),
+            _ if version.is_multiple_of(3) => Write::Upsert(Point { image: None, ..post(&id, version) }),
             _ => upsert(&id, version),
         });
     }
@@ -156,10 +156,9 @@ async fn a_killed_writer_loses_nothing_that_was_acknowledged() {
             let folder = folder.clone();
             tokio::task::spawn_blocking(move || write_and_kill(&folder, next, steps, delay)).await.unwrap()
         };
-        for step in next..acknowledged.map_or(next, |step| step + 1) {
-            model.apply(writes_of(step));
-            next = step + 1;
-        }
+        let end = acknowledged.map_or(next, |step| step + 1);
+        (next..end).for_each(|step| model.apply(writes_of(step)));
+        next = end;
         // Every third kill is looked at: the others are followed by a writer that recovers and is killed again.
         if kill % 3 != 2 && kill + 1 != kills {
             continue;

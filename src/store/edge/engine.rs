@@ -176,7 +176,7 @@ impl Engine {
         }
         let info = self.shard.info();
         let outside = vectors.saturating_sub(info.indexed_vectors_count);
-        Ok(if vectors == 0 { 0 } else { info.points_count * outside / vectors })
+        Ok((info.points_count * outside).checked_div(vectors).unwrap_or(0))
     }
 
     /// Builds search graphs and merges segments. Searches and writes go on; each is held up only while segments are

@@ -146,7 +146,11 @@ mod tests {
     fn replayed(path: &Path) -> Vec<Row> {
         let (mut journal, _) = Journal::open(path).expect("opens");
         let mut rows = Vec::new();
-        journal.replay(|record| -> io::Result<()> { Ok(rows.extend(record)) }).expect("replays");
+        let keep = |record| -> io::Result<()> {
+            rows.extend(record);
+            Ok(())
+        };
+        journal.replay(keep).expect("replays");
         rows
     }
 
