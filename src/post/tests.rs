@@ -78,7 +78,7 @@ fn wrong_type_names_the_field() {
         let caption = if field == "caption" { "" } else { r#""caption": "x", "# };
         let json = format!(r#"{{"post_id": "a", {caption}"{field}": {value}}}"#);
         let reason = if value == "1e400" { Reason::BadJson } else { Reason::BadField };
-        assert_rejected(parse(&json), reason, &field.to_string());
+        assert_rejected(parse(&json), reason, field);
     }
 }
 
