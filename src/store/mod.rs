@@ -271,6 +271,14 @@ pub enum StoreKind {
 impl StoreConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.alias.is_empty(), "store.alias is empty; it names what readers and writers use");
+        anyhow::ensure!(
+            !self.edge.flush_interval.is_zero() && self.edge.optimize_after > 0,
+            "store.edge.flush_interval and store.edge.optimize_after must be more than 0"
+        );
+        anyhow::ensure!(
+            self.qdrant.shards > 0 && self.qdrant.replicas > 0,
+            "store.qdrant.shards and store.qdrant.replicas must be at least 1"
+        );
         Ok(())
     }
 }

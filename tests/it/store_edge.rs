@@ -13,7 +13,7 @@ use feedlens::store::{Filter, Point, SharedStore, VectorName, VectorQuery, Write
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::store_behaviour::{Bench, delete, post, upsert, vector};
+use crate::store_behaviour::{Bench, delete, post, stored, upsert, vector};
 
 const CHILD_FOLDER: &str = "FEEDLENS_TEST_STORE_FOLDER";
 const CHILD_STEP: &str = "FEEDLENS_TEST_STORE_STEP";
@@ -229,6 +229,38 @@ async fn an_optimised_store_answers_as_before_and_takes_newer_writes() {
         let query = VectorQuery { vector: image, using: VectorName::Image, filter: Filter::default(), limit: 1 };
         let hit = store.search(query).await.unwrap().remove(0);
         assert!(hit.score > 0.9999 && hit.id == point_id(&id(number)), "{number}: {hit:?}");
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn engines_own_log_does_not_grow_for_ever_and_newer_writes_still_win() {
+    let bench = Bench::edge();
+    let id = |number: u64| format!("p{number}");
+    let log = bench.config.edge.dir.join("wal");
+    let full_files = || {
+        let names = std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("closed-")).count()
+    };
+    let store = bench.open().await;
+    // A file of the log holds 32 MiB.
+    for batch in 0..24u64 {
+        let writes = (0..64).map(|number| {
+            let mut post = post(&id(batch * 64 + number), 1);
+            post.payload.insert("caption".to_owned(), "x".repeat(65_536).into());
+            Write::Upsert(post)
+        });
+        store.write(writes.collect()).await.unwrap();
+    }
+    assert!(full_files() >= 2, "the test writes too little");
+    store.close().await.unwrap();
+    let store = bench.open().await;
+    assert_eq!(full_files(), 1);
+    store.close().await.unwrap();
+    let store = bench.open().await;
+    store.write((0..1_536).map(|number| upsert(&id(number), 2)).collect()).await.unwrap();
+    for number in 0..1_536 {
+        assert_eq!(stored(&store, &id(number)).await, Some((2, false)), "{number}");
     }
     store.close().await.unwrap();
 }

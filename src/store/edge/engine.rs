@@ -283,7 +283,7 @@ fn edge_config(config: &EngineConfig) -> EdgeConfig {
         .vector(VectorName::Caption.as_str(), vector)
         .hnsw_config(HnswIndexConfig { max_indexing_threads: (cores / 2).max(1), ..HnswIndexConfig::default() })
         .optimizers(EdgeOptimizersConfig {
-            indexing_threshold: Some((config.optimize_after * vector_bytes / 1024 / 2).max(1)),
+            indexing_threshold: Some((config.optimize_after.saturating_mul(vector_bytes) / 1024 / 2).max(1)),
             ..EdgeOptimizersConfig::default()
         })
         .build()

@@ -136,14 +136,17 @@ impl Inner {
             dimension: stamp.dimension,
             optimize_after: config.optimize_after,
         };
-        let (journal, engine) = recover(&engine_config, &folder).map_err(|error| {
+        let opened = recover(&engine_config, &folder).and_then(|(journal, engine)| {
+            let unoptimized = engine.unoptimized()?;
+            Ok((journal, engine, unoptimized))
+        });
+        let (journal, engine, unoptimized) = opened.map_err(|error| {
             Fault::fatal(format!(
                 "the store in {} cannot be opened: {error}; restore it from a copy, or set store.edge.dir to a new \
                  folder and index the posts again",
                 config.dir.display()
             ))
         })?;
-        let unoptimized = engine.unoptimized().map_err(|error| self::unavailable(&error))?;
         Ok(Self {
             engine_config,
             flush_interval: config.flush_interval,
@@ -243,7 +246,15 @@ impl Inner {
         self.optimizing.store(true, Ordering::Relaxed);
         let result = self.engine().as_ref().map_or(Ok(()), Engine::optimize);
         self.optimizing.store(false, Ordering::Relaxed);
-        result?;
+        match result {
+            // Searches stay right without it (and grow slower); with too little room on the disk it asks for twice the
+            // space that the points take.
+            Err(EngineError::Engine(error)) => {
+                tracing::warn!(%error, "cannot optimise the embedded store; trying again later");
+                return Ok(());
+            }
+            other => other?,
+        }
         let seconds = begin.elapsed().as_secs_f64();
         self.metrics.stage_seconds.with_label_values(&["optimize"]).observe(seconds);
         tracing::info!(seconds, "optimised the embedded store");
@@ -293,8 +304,9 @@ impl Inner {
         }
         let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
         let (Some(open), Some(engine)) = (writer.take(), engine) else { return Ok(()) };
+        let closed = engine.flush().and_then(|()| engine.close());
         self.check()?;
-        engine.flush().and_then(|()| engine.close()).map_err(|error| self.fail(&error))?;
+        closed.map_err(|error| self.fail(&error))?;
         open.journal.remove().map_err(|error| self.fail(&error))
     }
 }
@@ -370,5 +382,45 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + S
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Fault::fatal(format!("the embedded store's work did not end: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+    use crate::store::{Filter, Point, VectorName};
+
+    fn upsert(id: u128, version: u64) -> Write {
+        Write::Upsert(Point {
+            id: Uuid::from_u128(id),
+            version,
+            image: Some(vec![0.6, 0.8]),
+            caption: None,
+            payload: Map::new(),
+        })
+    }
+
+    #[test]
+    fn engine_opened_anew_has_every_point_and_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = EdgeConfig {
+            dir: folder.path().join("store"),
+            flush_interval: Duration::from_secs(1),
+            optimize_after: 1_000,
+        };
+        let stamp = ModelStamp { model: "small".to_owned(), dimension: 2 };
+        let inner = Inner::open(&config, "posts", &stamp, Metrics::new()).expect("opens");
+        for round in 1..4 {
+            inner.write(vec![upsert(1, round), upsert(u128::from(100 + round), 1)]).expect("writes");
+            inner.reopen().expect("opens anew");
+            let versions = inner.read(|engine| engine.versions(&[Uuid::from_u128(1)])).expect("reads");
+            assert_eq!(versions, HashMap::from([(Uuid::from_u128(1), Some(round))]));
+            assert_eq!(inner.read(Engine::count).expect("counts"), 1 + round as usize);
+        }
+        let query =
+            VectorQuery { vector: vec![0.6, 0.8], using: VectorName::Image, filter: Filter::default(), limit: 10 };
+        assert_eq!(inner.read(|engine| engine.search(query)).expect("searches").len(), 4);
     }
 }

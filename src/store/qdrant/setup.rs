@@ -34,6 +34,13 @@ pub(super) async fn connect(config: &QdrantConfig, faults: &Faults) -> Result<Qd
         // That check prints to standard output, and blocks.
         .skip_compatibility_check();
     if !config.api_key.is_empty() {
+        // The client's own error for this shows the key.
+        if !config.api_key.expose().bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return Err(Fault::fatal(
+                "store.qdrant.api_key has a character that cannot be sent (only printable ASCII can); was it read from \
+                 a file with a line break at its end?",
+            ));
+        }
         builder = builder.api_key(config.api_key.expose());
     }
     let client = builder.build().map_err(|error| faults.at_start("reach", &error))?;
@@ -108,8 +115,10 @@ pub(super) async fn ensure_collection(
         }
     }
     let info = client.collection_info(collection).await.map_err(failed("read the collection of"))?.result;
-    check_vectors(collection, info.unwrap_or_default(), stamp)?;
-    for (field, kind) in INDEXES {
+    let info = info.unwrap_or_default();
+    check_vectors(collection, &info, stamp)?;
+    // Only what is absent: a worker that only reads may have a key that only reads.
+    for (field, kind) in INDEXES.into_iter().filter(|(field, _)| !info.payload_schema.contains_key(*field)) {
         let request = CreateFieldIndexCollectionBuilder::new(collection, field, kind).wait(true);
         client.create_field_index(request).await.map_err(failed("create a payload index in"))?;
     }
@@ -159,9 +168,10 @@ async fn check_alias(
     }
 }
 
-fn check_vectors(collection: &str, info: CollectionInfo, stamp: &ModelStamp) -> Result<(), Fault> {
-    let vectors = info.config.and_then(|config| config.params).and_then(|params| params.vectors_config);
-    let Some(VectorsKind::ParamsMap(vectors)) = vectors.and_then(|vectors| vectors.config) else {
+fn check_vectors(collection: &str, info: &CollectionInfo, stamp: &ModelStamp) -> Result<(), Fault> {
+    let params = info.config.as_ref().and_then(|config| config.params.as_ref());
+    let vectors = params.and_then(|params| params.vectors_config.as_ref()).and_then(|vectors| vectors.config.as_ref());
+    let Some(VectorsKind::ParamsMap(vectors)) = vectors else {
         return Err(not_ours(collection, stamp));
     };
     let fits = |vector: &VectorParams| vector.size == stamp.dimension as u64 && vector.distance() == Distance::Cosine;
