@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from concepts import CONCEPTS, SUBGROUP_WORDS
+from concepts import CONCEPTS, NOT_VEHICLES, SUBGROUP_WORDS, VEHICLE_SUBGROUPS
 from emoji_data import file_code
 from tokens import PAD, Tokenizer
 
@@ -55,8 +55,10 @@ def concept_members(emoji):
         by_subgroup.setdefault(e.subgroup, set()).add(e.index)
         by_code[e.code] = e.index
     out = []
+    not_vehicles = _members(NOT_VEHICLES, emoji, by_subgroup, by_code)
     for subgroups, zh, en in SUBGROUP_WORDS:
-        out.append((zh, en, set().union(*(by_subgroup[s] for s in subgroups))))
+        members = set().union(*(by_subgroup[s] for s in subgroups))
+        out.append((zh, en, members - not_vehicles if set(subgroups) <= VEHICLE_SUBGROUPS else members))
     for zh, en, members in CONCEPTS:
         out.append((zh, en, _members(members, emoji, by_subgroup, by_code)))
     return out

@@ -1,8 +1,12 @@
 """Words for groups of drawings: hypernyms of each CLDR subgroup and cross-cutting concepts, in zh and en.
 
 Everything here is written by hand from general knowledge, without looking at any drawing. A concept is a list of
-subgroups, of emoji written out, or of both; `-` before an emoji takes it out of the subgroups.
+subgroups, of emoji written out, or of both.
 """
+
+# in CLDR's transport subgroups, but nobody would call them a means of transport
+NOT_VEHICLES = "🚧🚦🚥🛑⛽🛞🚨🚏🛤️🛣️🛢️⚓🛟💺🦽🦼"
+VEHICLE_SUBGROUPS = {"transport-ground", "transport-water", "transport-air"}
 
 # name: (subgroups, zh words, en words)
 SUBGROUP_WORDS = [

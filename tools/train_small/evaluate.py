@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from emoji_data import load_emoji
 from export import load, preprocess, session, unit
 from tokens import Tokenizer
 
@@ -86,6 +87,21 @@ def score(encoder, pixels, demo, files):
     return out, images
 
 
+def subsets(texts, images, files, args):
+    """R@1 and R@10, text to picture among all candidates, of the queries in each CLDR group and outside one style."""
+    scores = texts @ images.T
+    rank = (scores > np.diagonal(scores)[:, None]).sum(1)
+    emoji = load_emoji(args.npm)
+    known = set(np.load(os.path.join(args.rendered, args.lacking + ".npz"))["index"].tolist())
+    groups = {}
+    for e in emoji:
+        row = files.index(f"images/{e.code}.png")
+        groups.setdefault(e.group, []).append(row)
+        groups.setdefault(f"{'in' if e.index in known else 'not in'} {args.lacking}", []).append(row)
+    return {name: {"queries": len(rows), **{k: v for k, v in recalls(rank[rows]).items() if k != "r5"}}
+            for name, rows in groups.items()}
+
+
 def interface(encoder, pixels):
     """Largest differences between ways that must agree: batch 1 against 32, trimmed against padded to 52."""
     image, text = encoder.image_session, encoder.text_session
@@ -122,6 +138,9 @@ def main():
     parser.add_argument("--demo", default="demo", help="folder with labels_*.jsonl, categories_zh.jsonl and images/")
     parser.add_argument("--checkpoint", help="also score these float32 weights")
     parser.add_argument("--topics", nargs="*", default=["水果", "交通工具", "红苹果", "a flying animal"])
+    parser.add_argument("--npm", help="with this, also the recall of each CLDR group and outside one training style")
+    parser.add_argument("--rendered", default=".cache/train_small/rendered")
+    parser.add_argument("--lacking", default="emojione-v1", help="that style")
     parser.add_argument("--interface-only", action="store_true", help="checks and speed; looks at no score")
     args = parser.parse_args()
     with open(os.path.join(args.bundle, "model.toml"), encoding="utf-8") as f:
@@ -138,6 +157,8 @@ def main():
     if args.checkpoint:
         exact, _ = score(Torch(args.checkpoint), pixels, args.demo, files)
         print(json.dumps({"float32": {k: v for k, v in exact.items() if k != "each"}}, ensure_ascii=False))
+    if args.npm:
+        print(json.dumps({"zh text to picture": subsets(encoder.texts(names), images, files, args)}, indent=1))
     for topic, row in zip(args.topics, encoder.texts(args.topics) @ images.T):
         print(topic, [f"{names[i]} {row[i]:.2f}" for i in np.argsort(-row)[:5]])
     for query in ("images/1f34e.png", "images/1f697.png"):
