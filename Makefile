@@ -31,7 +31,7 @@ lint:
 	@scripts/lint.sh
 
 bench: setup
-	$(CARGO) bench --locked
+	@$(CARGO) bench --locked --bench pipeline
 
 services:
 	@scripts/setup.sh tests

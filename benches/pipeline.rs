@@ -89,9 +89,9 @@ fn config(folder: &Path) -> Config {
 
 async fn bench(root: &Path) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let messages = good_messages(root);
     let folder = tempfile::tempdir().expect("a folder");
     let config = config(&folder.path().join("pipe"));
+    let messages = good_messages(root, &config).await;
     println!(
         "{} posts with pictures of {} KB in the mean, {cores} cores, model {}",
         messages.len(),
@@ -128,15 +128,23 @@ async fn bench(root: &Path) {
     println!("maximum resident memory of this process {:.0} MiB", maximum_resident_mebibytes());
 }
 
-fn good_messages(root: &Path) -> Vec<Message> {
-    let feed = Feed::open(&root.join("demo/feed.jsonl")).expect("the bundled feed");
-    let limits = Config::load(&[], &Overrides::default()).expect("loads").posts;
-    let is_good = |message: &Message| {
+/// The posts that can be indexed: the bad ones of the feed would only cost the pipe a dead letter.
+async fn good_messages(root: &Path, config: &Config) -> Vec<Message> {
+    let fetcher = ImageFetcher::new(&config.images).expect("a fetcher");
+    let limits = DecodeLimits { max_pixels: config.images.max_pixels };
+    let mut good = Vec::new();
+    for message in Feed::open(&root.join("demo/feed.jsonl")).expect("the bundled feed") {
+        let message = message.expect("reads");
         let key = message.key.as_ref().map(String::as_bytes);
-        message.key.as_ref().is_some_and(|key| key.starts_with("demo:"))
-            && Post::parse(&message.value, key, &limits).is_ok()
-    };
-    feed.map(|message| message.expect("reads")).filter(is_good).collect()
+        let Ok(Post { image: Some(source), caption: Some(_), .. }) = Post::parse(&message.value, key, &config.posts)
+        else {
+            continue;
+        };
+        if fetcher.bytes(&source).await.is_ok_and(|bytes| decode(&bytes, &limits).is_ok()) {
+            good.push(message);
+        }
+    }
+    good
 }
 
 fn kilobytes(messages: &[Message]) -> usize {

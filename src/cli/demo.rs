@@ -190,7 +190,7 @@ async fn tell(
         let request = SearchRequest::picture(source, search.config());
         answer(search, &format!("the picture {}", picture.display()), request).await?;
     }
-    println!("\nfirst to last answer {:.1} s after the start", started.elapsed().as_secs_f64());
+    println!("\nall answered {:.1} s after the start", started.elapsed().as_secs_f64());
     Ok(())
 }
 
