@@ -17,3 +17,4 @@ mod signals;
 mod store_behaviour;
 mod store_edge;
 mod store_server;
+mod store_support;

@@ -16,7 +16,7 @@ use feedlens::store::{Filter, VectorName};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{CreateAliasBuilder, CreateCollectionBuilder, Distance, VectorParamsBuilder};
 
-use crate::store_behaviour::{Bench, delete, found, stamp, stored, upsert, vector};
+use crate::store_support::{Bench, delete, found, stamp, stored, upsert, vector};
 
 /// The server that all tests share; `None` where there is none.
 pub fn shared() -> Option<(String, Secret)> {
