@@ -28,7 +28,7 @@ pub struct Preparer {
     posts: PostsConfig,
     images: ImagesConfig,
     metrics: Arc<Metrics>,
-    /// Decoding is CPU work: more of it at a time than there are cores only costs memory.
+    /// Parsing and decoding are CPU work: more of it at a time than there are cores only costs threads and memory.
     cores: Semaphore,
 }
 
@@ -84,7 +84,7 @@ impl Preparer {
     async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<(Post, Option<PreparedText>), Fault> {
         let (key, payload, limits) = (envelope.key.clone(), payload.clone(), self.posts.clone());
         let (tokenizer, metrics) = (self.encoder.tokenizer.clone(), self.metrics.clone());
-        off_the_async_threads(move || {
+        self.off_the_async_threads(move || {
             let started = Instant::now();
             let post = Post::parse(&payload, key.as_deref(), &limits)?;
             observe(&metrics, "parse", started);
@@ -136,12 +136,11 @@ impl Preparer {
     }
 
     async fn decode(&self, bytes: Bytes, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
-        let _core = self.cores.acquire().await.map_err(|_| Fault::fatal("the semaphore closed. This is a bug."))?;
         let limits = DecodeLimits { max_pixels: self.images.max_pixels };
         let thumbnail_pixels = self.images.thumbnail_pixels;
         let preprocessor = self.encoder.preprocessor;
         let metrics = self.metrics.clone();
-        off_the_async_threads(move || {
+        self.off_the_async_threads(move || {
             let started = Instant::now();
             let picture: Picture = decode(&bytes, &limits)?;
             observe(&metrics, "decode", started);
@@ -153,15 +152,17 @@ impl Preparer {
         })
         .await
     }
-}
 
-/// Work that grows with its input would hold up every other post on an async thread.
-async fn off_the_async_threads<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|_| Err(Fault::reject(Reason::BadField, "reading the post panicked; please report this post")))
+    /// Work that grows with its input would hold up every other post on an async thread.
+    async fn off_the_async_threads<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let _core = self.cores.acquire().await.map_err(|_| Fault::fatal("the semaphore closed. This is a bug."))?;
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+            Err(Fault::reject(Reason::BadField, "reading the post panicked; please report this post"))
+        })
+    }
 }
 
 fn observe(metrics: &Metrics, stage: &str, started: Instant) {
