@@ -3,15 +3,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-absent() { printf '\n!!! lint: %s is not installed: %s was NOT checked\n\n' "$1" "$2" >&2; }
+absent() { printf '\n!!! lint: %s is not installed; NOT checked: %s\n\n' "$1" "$2" >&2; }
 
-if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; else absent rustfmt "formatting"; fi
+if cargo fmt --version >/dev/null 2>&1; then cargo fmt --check; else absent rustfmt formatting; fi
 if cargo clippy --version >/dev/null 2>&1; then
   cargo clippy --release --locked --all-targets -- -D warnings
 else
   absent clippy "the code"
 fi
-if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny "licences"; fi
+if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
 bash -n scripts/*.sh .ci/run
 if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
 echo "lint: done"

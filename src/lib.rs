@@ -1,5 +1,13 @@
 //! feedlens makes a social-media feed searchable while it arrives.
 //!
+//! | module | role |
+//! |---|---|
+//! | [`ingest`], [`query`] | the two workers; they do not know one another |
+//! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
+//! | [`post`], [`feed`], [`eval`] | the post, files of posts, evaluation |
+//! | [`config`], [`error`], [`metrics`], [`service`] | what all share |
+//! | [`cli`] | one thin file a command; nothing imports it |
+//!
 //! ```text
 //! posts    Kafka -> source -> prepare (decode, fetch; N in flight) -> batch -> encode -> write -> durable
 //!                    ^          | Reject -> dead letter, acknowledged            |

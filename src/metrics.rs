@@ -29,7 +29,8 @@ pub struct Metrics {
     pub posts_dead_lettered: IntCounterVec,
     /// Attempts that failed for now, by reason.
     pub posts_retried: IntCounterVec,
-    /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `dead_letter`.
+    /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `dead_letter`; of
+    /// the embedded store also `optimize`, `checkpoint`.
     pub stage_seconds: HistogramVec,
     /// Kafka timestamp to durable.
     pub end_to_end_seconds: Histogram,
