@@ -31,6 +31,7 @@ pub(super) struct Row {
 }
 
 impl Row {
+    #[cfg(feature = "embedded")]
     /// Whether this row takes the place of a stored one. An equal version is the same write again and changes nothing;
     /// only a deletion goes ahead of a post of the same version, so that the end does not depend on the order.
     pub fn replaces(&self, stored_version: u64) -> bool {
