@@ -148,7 +148,7 @@ fn post_id_must_be_one() {
 #[test]
 fn message_key_must_be_the_post_id() {
     let json = br#"{"post_id": "a", "caption": "x"}"#;
-    assert!(Post::parse(json, Some(b"a"), &LIMITS).is_ok());
+    assert_eq!(Post::parse(json, Some(b"a"), &LIMITS).expect("the key is the id").post_id, "a");
     assert_rejected(Post::parse(json, Some(b"b"), &LIMITS), Reason::BadId, "message key \"b\" differs");
     assert_rejected(Post::parse(json, Some(b""), &LIMITS), Reason::BadId, "message key");
 }
