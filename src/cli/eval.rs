@@ -101,5 +101,5 @@ async fn encode_image(encoder: &Encoder, file: &Path, limits: &DecodeLimits) -> 
 }
 
 async fn encode_text(encoder: &Encoder, text: &str) -> Result<Vec<f32>> {
-    Ok(encoder.handle.text(encoder.tokenizer.encode(text), Priority::Feed).await?)
+    Ok(encoder.handle.text(encoder.tokenizer.encode(text)?, Priority::Feed).await?)
 }

@@ -81,7 +81,7 @@ impl Encoder {
     pub async fn check_golden(&self) -> Result<()> {
         let golden = self.bundle.golden()?;
         for item in &golden.texts {
-            let vector = self.handle.text(self.tokenizer.encode(&item.text), Priority::Query).await?;
+            let vector = self.handle.text(self.tokenizer.encode(&item.text)?, Priority::Query).await?;
             compare(&vector, &item.vector, golden.tolerance).with_context(|| self.disagrees(&item.text))?;
         }
         for item in &golden.images {

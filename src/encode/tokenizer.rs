@@ -17,6 +17,7 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_normalization::UnicodeNormalization as _;
 
 use crate::encode::PreparedText;
+use crate::error::Fault;
 
 /// Longer words are `[UNK]`, in characters.
 const MAX_WORD_CHARS: usize = 200;
@@ -85,7 +86,10 @@ impl Tokenizer {
     }
 
     /// The ids of a text: `[CLS]`, at most `context_length - 2` ids, `[SEP]`; not padded.
-    pub fn encode(&self, text: &str) -> PreparedText {
+    ///
+    /// # Errors
+    /// None with a WordPiece vocabulary, which has an id for what it does not know.
+    pub fn encode(&self, text: &str) -> Result<PreparedText, Fault> {
         let room = self.context_length - 1;
         let mut ids = vec![self.classify];
         let cleaned = clean(text);
@@ -111,7 +115,7 @@ impl Tokenizer {
         }
         ids.truncate(room);
         ids.push(self.separator);
-        PreparedText { ids }
+        Ok(PreparedText { ids })
     }
 
     /// WordPiece: the longest known piece first; a word with an unknown rest is `[UNK]` as a whole.

@@ -136,7 +136,7 @@ impl EncoderHandle {
     /// # Errors
     /// [`Fault::Reject`] where this very item has no finite vector, [`Fault::Retry`] where the encoder is gone.
     pub async fn image(&self, image: PreparedImage, priority: Priority) -> Result<Vec<f32>, Fault> {
-        self.submit(image, priority, &self.shared.0.image_room, |queues| &mut queues.images).await
+        unit(self.image_features(image, priority).await?)
     }
 
     /// The L2-normalised vector of a text. The feed waits for room in the queue.
@@ -144,6 +144,22 @@ impl EncoderHandle {
     /// # Errors
     /// As [`Self::image`].
     pub async fn text(&self, text: PreparedText, priority: Priority) -> Result<Vec<f32>, Fault> {
+        unit(self.text_features(text, priority).await?)
+    }
+
+    /// A picture's features as the graph gives them, not normalised.
+    ///
+    /// # Errors
+    /// As [`Self::image`], but zeros are features too, and a value may be infinite or not a number.
+    pub async fn image_features(&self, image: PreparedImage, priority: Priority) -> Result<Vec<f32>, Fault> {
+        self.submit(image, priority, &self.shared.0.image_room, |queues| &mut queues.images).await
+    }
+
+    /// A text's features as the graph gives them, not normalised.
+    ///
+    /// # Errors
+    /// As [`Self::image_features`].
+    pub async fn text_features(&self, text: PreparedText, priority: Priority) -> Result<Vec<f32>, Fault> {
         self.submit(text, priority, &self.shared.0.text_room, |queues| &mut queues.texts).await
     }
 
@@ -169,6 +185,11 @@ impl EncoderHandle {
         self.shared.0.arrived.notify_one();
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
+}
+
+fn unit(features: Vec<f32>) -> Result<Vec<f32>, Fault> {
+    normalise(features)
+        .ok_or_else(|| Fault::reject(Reason::EncodeFailed, "the encoder gave no finite, non-zero vector"))
 }
 
 fn gone() -> Fault {
@@ -277,10 +298,7 @@ fn encode_split<T>(inputs: &[T], encode: &mut dyn FnMut(&[T]) -> Encoded, answer
         return;
     }
     match encode(inputs) {
-        Ok(rows) => answers.extend(rows.into_iter().map(|row| {
-            normalise(row)
-                .ok_or_else(|| Fault::reject(Reason::EncodeFailed, "the encoder gave no finite, non-zero vector"))
-        })),
+        Ok(rows) => answers.extend(rows.into_iter().map(Ok)),
         Err(Fault::Reject { .. }) if inputs.len() > 1 => {
             let (left, right) = inputs.split_at(inputs.len() / 2);
             encode_split(left, encode, answers);
@@ -343,6 +361,14 @@ mod tests {
         let (handle, _) = start(1);
         let answer = handle.text(text(0), Priority::Feed).await;
         assert!(matches!(answer, Err(Fault::Reject { reason: Reason::EncodeFailed, .. })));
+    }
+
+    #[tokio::test]
+    async fn features_are_not_normalised() {
+        let (handle, _) = start(1);
+        assert_eq!(handle.text_features(text(7), Priority::Feed).await.expect("encoded"), [7.0, 1.0]);
+        let image = PreparedImage { rgb: vec![9] };
+        assert_eq!(handle.image_features(image, Priority::Feed).await.expect("encoded"), [9.0, 1.0]);
     }
 
     #[tokio::test]

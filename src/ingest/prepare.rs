@@ -89,7 +89,7 @@ impl Preparer {
             let post = Post::parse(&payload, key.as_deref(), &limits)?;
             observe(&metrics, "parse", started);
             let started = Instant::now();
-            let text = post.caption.as_deref().map(|caption| tokenizer.encode(caption));
+            let text = post.caption.as_deref().map(|caption| tokenizer.encode(caption)).transpose()?;
             observe(&metrics, "tokenize", started);
             Ok((post, text))
         })

@@ -43,7 +43,7 @@ impl QueryEncoder {
     /// # Errors
     /// [`Fault::Reject`] where this very text has no finite vector, [`Fault::Retry`] where the encoder is gone.
     pub async fn embed_topic(&self, topic: &str) -> Result<Vec<f32>, Fault> {
-        self.encoder.handle.text(self.encoder.tokenizer.encode(topic), Priority::Query).await
+        self.encoder.handle.text(self.encoder.tokenizer.encode(topic)?, Priority::Query).await
     }
 
     /// The L2-normalised vector of a picture.
