@@ -149,7 +149,7 @@ async fn edits_and_deletions_leave_each_post_in_its_latest_version() {
     for (id, caption) in [("p10", "second"), ("p29", "second"), ("p30", "first"), ("p59", "first")] {
         let point = bench.stored(id).await.expect("is there");
         assert_eq!(point.payload["caption"], caption, "{id}");
-        let vector = bench.encoder.tokenizer.encode(caption);
+        let vector = bench.encoder.tokenizer.encode(caption).expect("tokenises");
         let expected =
             bench.encoder.handle.text(vector, feedlens::encode::worker::Priority::Query).await.expect("encodes");
         let difference = expected.iter().zip(point.caption.expect("a vector")).map(|(a, b)| (a - b).abs());

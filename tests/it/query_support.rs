@@ -150,9 +150,13 @@ impl Worker {
             None => None,
         };
         let caption = match &post.caption {
-            Some(text) => {
-                Some(encoder.handle.text(encoder.tokenizer.encode(text), Priority::Feed).await.expect("a vector"))
-            }
+            Some(text) => Some(
+                encoder
+                    .handle
+                    .text(encoder.tokenizer.encode(text).expect("tokenises"), Priority::Feed)
+                    .await
+                    .expect("a vector"),
+            ),
             None => None,
         };
         let inline = matches!(post.image, Some(ImageSource::Base64(_)));
