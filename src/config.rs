@@ -150,6 +150,10 @@ impl Config {
         self.ingest.check()?;
         self.query.check()?;
         self.store.check()?;
+        self.kafka.check_drain("ingest.drain_timeout", self.ingest.drain_timeout)?;
+        if self.query.kafka {
+            self.kafka.check_drain("query.timeout", self.query.timeout)?;
+        }
         Ok(())
     }
 

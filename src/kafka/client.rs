@@ -14,6 +14,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka_sys as sys;
 
 use super::KafkaConfig;
+use super::poll::COMMIT_GRACE;
 use super::source::SourceStatus;
 use crate::error::Fault;
 
@@ -80,6 +81,36 @@ impl KafkaConfig {
             }
         }
         ensure!(!self.commit_interval.is_zero(), "kafka.commit_interval must be longer than 0");
+        let max_poll_interval = self.consumer_interval("max.poll.interval.ms")?;
+        ensure!(
+            self.pause_after.saturating_mul(2) <= max_poll_interval,
+            "kafka.pause_after ({:?}) must be at most half of max.poll.interval.ms ({max_poll_interval:?}), or the group \
+             evicts a worker that waits for room",
+            self.pause_after
+        );
+        Ok(())
+    }
+
+    /// Whether a drain that `key` allows ends, with its commit, before the group may have gone on without us: from then
+    /// on no commit is accepted, and all that was drained is done again by others.
+    ///
+    /// # Errors
+    /// Names both keys and the way out.
+    pub(crate) fn check_drain(&self, key: &str, drain: Duration) -> anyhow::Result<()> {
+        // In the newer protocol the session timeout is the brokers' own, and the client is not told.
+        let limited_by = if self.is_newer_protocol() { "max.poll.interval.ms" } else { "session.timeout.ms" };
+        let limit = self.consumer_interval(limited_by)?;
+        ensure!(
+            drain.saturating_add(COMMIT_GRACE) <= limit,
+            "{key} ({drain:?}) and the {COMMIT_GRACE:?} of the commit after it do not fit into Kafka's {limited_by} \
+             ({limit:?}), after which the group goes on without this worker; lower {key}, or raise {limited_by} in \
+             kafka.properties"
+        );
+        Ok(())
+    }
+
+    /// What librdkafka takes for a setting in milliseconds, its own default included.
+    fn consumer_interval(&self, key: &str) -> anyhow::Result<Duration> {
         let native = match self.consumer_config("check").create_native_config() {
             Ok(native) => native,
             Err(KafkaError::ClientConfig(_, reason, key, _)) => {
@@ -87,18 +118,12 @@ impl KafkaConfig {
             }
             Err(error) => return Err(error).context("kafka.properties"),
         };
-        let max_poll_interval = native
-            .get("max.poll.interval.ms")
-            .ok()
-            .and_then(|milliseconds| Some(Duration::from_millis(milliseconds.parse().ok()?)))
-            .context("kafka.properties: max.poll.interval.ms is not a number")?;
-        ensure!(
-            self.pause_after * 2 <= max_poll_interval,
-            "kafka.pause_after ({:?}) must be at most half of max.poll.interval.ms ({max_poll_interval:?}), or the group \
-             evicts a worker that waits for room",
-            self.pause_after
-        );
-        Ok(())
+        let milliseconds = native.get(key).ok().and_then(|milliseconds| milliseconds.parse().ok());
+        milliseconds.map(Duration::from_millis).with_context(|| format!("kafka.properties: {key} is not a number"))
+    }
+
+    fn is_newer_protocol(&self) -> bool {
+        self.properties.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
     }
 
     /// What every client gets: brokers, security, and `properties` last, so that they win.
@@ -132,7 +157,7 @@ impl KafkaConfig {
             .set("fetch.max.bytes", "16777216")
             // With a small read-ahead, the default of 1 s of silence after each full queue would starve the encoder.
             .set("fetch.queue.backoff.ms", "50");
-        if self.properties.get("group.protocol").map(String::as_str) != Some("consumer") {
+        if !self.is_newer_protocol() {
             // In the newer group protocol the broker chooses the assignor, and the client refuses this setting.
             config.set("partition.assignment.strategy", "cooperative-sticky");
         }
@@ -429,10 +454,30 @@ mod tests {
             ("kafka.sasl_mechanism=PLAIN", ["kafka.security", "or neither"]),
             ("kafka.brokers=\"\"", ["kafka.brokers", "host:port"]),
             ("kafka.pause_after=4m", ["kafka.pause_after", "max.poll.interval.ms"]),
+            ("ingest.drain_timeout=41s", ["ingest.drain_timeout (41s)", "session.timeout.ms (45s)"]),
+            ("query.timeout=41s", ["query.timeout (41s)", "session.timeout.ms (45s)"]),
         ] {
             let error = format!("{:#}", config_with(&[assignment]).expect_err(assignment));
             assert!(parts.iter().all(|part| error.contains(part)), "{assignment}: {error}");
         }
+    }
+
+    #[test]
+    fn a_drain_ends_before_the_group_goes_on() {
+        let longest = config_with(&["ingest.drain_timeout=40s", "query.timeout=40s"]);
+        longest.expect("40 s and the commit's 5 s are the default session");
+        for (property, value, drain, limited_by) in [
+            ("session.timeout.ms", "24000", "20s", "session.timeout.ms (24s)"),
+            ("group.protocol", "Consumer", "296s", "max.poll.interval.ms (300s)"),
+        ] {
+            let set = [format!("kafka.properties.{property}={value}"), format!("ingest.drain_timeout={drain}")];
+            let error = config_with(&[&set[0], &set[1]]).expect_err("too long").to_string();
+            assert!(error.contains("lower ingest.drain_timeout") && error.contains(limited_by), "{error}");
+        }
+        let raised = ["kafka.properties.session.timeout.ms=60000", "ingest.drain_timeout=55s"];
+        config_with(&raised).expect("a longer session has room for a longer drain");
+        config_with(&["kafka.properties.group.protocol=consumer", "ingest.drain_timeout=295s"]).expect("no session");
+        config_with(&["query.kafka=false", "query.timeout=41s"]).expect("nothing is drained without Kafka");
     }
 
     #[test]

@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The same while room, a drain or the answer to a commit is waited for.
 const POLL_WHILE_WAITING: Duration = Duration::from_millis(20);
 /// After a drain the last commit may take this long; then its posts come again.
-const COMMIT_GRACE: Duration = Duration::from_secs(5);
+pub(super) const COMMIT_GRACE: Duration = Duration::from_secs(5);
 /// Between attempts of the last commit of a drain.
 const COMMIT_RETRY: Duration = Duration::from_millis(200);
 /// A commit whose answer does not come by then no longer holds up the next one.
