@@ -12,6 +12,6 @@ else
   absent clippy "the code"
 fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
-bash -n scripts/*.sh .ci/run
+for script in scripts/*.sh .ci/run; do bash -n "$script"; done
 if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
 echo "lint: done"

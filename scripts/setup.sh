@@ -47,15 +47,19 @@ install_packages() {
   fi
   command -v apt-get >/dev/null || die "these are missing, and there is no apt-get here: $missing (Debian's package names)"
   say "installing $missing"
+  local log
+  log=$(mktemp)
   "${as_root[@]}" apt-get update -qq >&2 || say "apt-get update failed; trying with the lists that are there"
   # shellcheck disable=SC2086 # a list of words
-  DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends $missing >&2 ||
-    die "apt-get could not install $missing; install them by hand and run this again"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing >"$log" 2>&1 ||
+    die "apt-get could not install $missing; install them by hand and run this again: $(tail -n 5 "$log")"
+  rm -f "$log"
 }
 
 fetch_onnxruntime() {
   local target=.cache/onnxruntime
   if [ -n "${ORT_DYLIB_PATH:-}" ] || compgen -G "$target/libonnxruntime.so*" >/dev/null; then return 0; fi
+  python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip: install it (package python3-pip) first"
   say "taking the ONNX Runtime library out of the onnxruntime wheel, version $ONNXRUNTIME_VERSION"
   local download
   download=$(mktemp -d)
