@@ -50,10 +50,7 @@ def clean(label):
 
 def concept_members(emoji):
     """[(zh words, en words, set of emoji indices)] of every subgroup word list and concept."""
-    by_subgroup, by_code = {}, {}
-    for e in emoji:
-        by_subgroup.setdefault(e.subgroup, set()).add(e.index)
-        by_code[e.code] = e.index
+    by_subgroup, by_code = _places(emoji)
     out = []
     not_vehicles = _members(NOT_VEHICLES, emoji, by_subgroup, by_code)
     for subgroups, zh, en in SUBGROUP_WORDS:
@@ -62,6 +59,19 @@ def concept_members(emoji):
     for zh, en, members in CONCEPTS:
         out.append((zh, en, _members(members, emoji, by_subgroup, by_code)))
     return out
+
+
+def not_vehicles(emoji):
+    """Indices of what CLDR files under transport and people would not."""
+    return _members(NOT_VEHICLES, emoji, *_places(emoji))
+
+
+def _places(emoji):
+    by_subgroup, by_code = {}, {}
+    for e in emoji:
+        by_subgroup.setdefault(e.subgroup, set()).add(e.index)
+        by_code[e.code] = e.index
+    return by_subgroup, by_code
 
 
 def _members(text, emoji, by_subgroup, by_code):
@@ -106,8 +116,8 @@ class _Builder:
         self.choices[kind][emoji_index].append(number)
 
 
-def build(emoji, seed=0):
-    """The caption bank for these emoji."""
+def build(emoji, kin=None, kin_share=0.0, seed=0):
+    """The caption bank for these emoji; `kin_share` of a label's meaning goes to its kin (kinship.py), if it has any."""
     random = np.random.default_rng(seed)
     builder = _Builder(emoji)
     meaning = builder.meaning
@@ -131,6 +141,11 @@ def build(emoji, seed=0):
         if wider:
             weights = {i: w * LABEL_SHARE_OF_SHARED_WORD for i, w in weights.items()}
             weights.update({i: (1 - LABEL_SHARE_OF_SHARED_WORD) / len(wider) for i in wider})
+        near = kin[next(iter(members))] if kin is not None and len(members) == 1 else {}
+        if near:
+            weights = {i: w * (1 - kin_share) for i, w in weights.items()}
+            for i, w in near.items():
+                weights[i] = weights.get(i, 0) + kin_share * w
         meaning[text] = weights
     for text, members in shared.items():
         meaning.setdefault(text, {i: 1 / len(members) for i in members})

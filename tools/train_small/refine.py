@@ -2,7 +2,8 @@
 
 In the first stage texts are pulled mostly to the learned prototypes, which are dropped. Here every step sets its
 captions against one real drawing of each of the 1,914 emoji, in a style drawn at random; category words get a larger
-share. A step costs a fraction of one with pictures.
+share, and a part of each label's target goes to its kin, so that the answers after the first fit too. A step costs a
+fraction of one with pictures.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from augment import on_white
 from captions import build
 from emoji_data import load_emoji
 from export import load
+from kinship import kin
 from styles import STYLES, TEST_STYLE
 from train import Captions, Drawings, soft_cross_entropy
 
@@ -36,10 +38,11 @@ def main():
     parser.add_argument("--rendered", default=".cache/train_small/rendered")
     parser.add_argument("--checkpoint", default=".cache/train_small/run/average.pt")
     parser.add_argument("--out", default=".cache/train_small/run/refined.pt")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--extra-texts", type=int, default=128)
+    parser.add_argument("--kin-share", type=float, default=0.25, help="of a label's target, shared by its kin")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -50,7 +53,7 @@ def main():
     image, text, checkpoint = load(args.checkpoint)
     vectors = drawing_vectors(image, drawings.pixels, checkpoint["resolution"])
     print("vectors", len(vectors), flush=True)
-    captions = Captions(build(emoji))
+    captions = Captions(build(emoji, kin(emoji, drawings), args.kin_share))
     text.train()
     scale = checkpoint["logit_scale"]
     optimiser = torch.optim.AdamW(text.parameters(), lr=args.rate, weight_decay=0.02, betas=(0.9, 0.98))
