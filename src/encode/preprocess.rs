@@ -55,10 +55,10 @@ mod tests {
     const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
     const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-    /// `tools/make_resize_fixtures.py` writes 3 x 256 values that numpy computed in float32.
+    /// `tools/make_preprocess_fixtures.py` writes 3 x 256 values that numpy computed in float32.
     #[test]
     fn every_value_equals_torchvisions_to_the_bit() {
-        let expected: Vec<u32> = include_bytes!("../../tests/fixtures/resize/normalise.f32")
+        let expected: Vec<u32> = include_bytes!("../../tests/fixtures/preprocess/normalise.f32")
             .as_chunks::<4>()
             .0
             .iter()

@@ -7,43 +7,70 @@ use crate::image::decode::{DecodeLimits, decode};
 
 const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 10_000_000 };
 
-/// Compares every `NAME.<side>.rgb` of a folder, which Pillow wrote, with what `NAME` gives here. Returns the number of
-/// pictures and the largest difference of a value.
-fn compare_with_pillow(folder: &Path) -> (usize, u8) {
-    let (mut pictures, mut largest) = (0, 0);
+/// How far the pictures of a folder are from what the reference made of them.
+#[derive(Debug, Default, PartialEq)]
+struct Comparison {
+    equal: usize,
+    different: usize,
+    /// Refused by Pillow and here.
+    refused: usize,
+}
+
+/// Compares every `NAME.SIDE.RULE.rgb` of a folder, as `tools/make_preprocess_fixtures.py` wrote it, with what `NAME` gives
+/// here.
+fn compare_with_pillow(folder: &Path) -> Comparison {
+    let mut comparison = Comparison::default();
     for entry in std::fs::read_dir(folder).expect("the folder is there") {
         let expected_path = entry.expect("an entry").path();
         let name = expected_path.file_name().and_then(|name| name.to_str()).expect("a name in UTF-8");
-        let Some((source, side)) = name.strip_suffix(".rgb").and_then(|name| name.rsplit_once('.')) else { continue };
+        let Some(stem) = name.strip_suffix(".rgb") else { continue };
+        let (stem, rule) = stem.rsplit_once('.').expect("a rule");
+        let (source, side) = stem.rsplit_once('.').expect("a side");
         let side = side.parse().expect("the side is a number");
-        let picture = decode(&std::fs::read(folder.join(source)).expect("the source"), &LIMITS).expect("decodes");
         let expected = std::fs::read(&expected_path).expect("the expected pixels");
-        let actual = resize_rgb(&picture, side, side);
+        let options = DecodeOptions { exif_rotation: rule == "upright", ..DecodeOptions::default() };
+        let picture = match decode(&std::fs::read(folder.join(source)).expect("the source"), &options) {
+            Ok(picture) => picture,
+            Err(fault) => {
+                assert!(expected.is_empty(), "{name}: Pillow takes it, here: {fault}");
+                comparison.refused += 1;
+                continue;
+            }
+        };
+        let (frame, convert) = match rule {
+            "squeeze" | "upright" => (Frame::whole(side, side), ConvertRgb::After),
+            "crop" => (Frame::middle(picture.size(), side), ConvertRgb::After),
+            "before" => (Frame::middle(picture.size(), side), ConvertRgb::Before),
+            other => panic!("{name}: no rule {other}"),
+        };
+        let actual = resize_rgb(&picture, &frame, convert);
         assert_eq!(actual.len(), expected.len(), "{name}");
-        let difference = actual.iter().zip(&expected).map(|(left, right)| left.abs_diff(*right)).max().unwrap_or(0);
-        if difference > 0 {
-            eprintln!("{name} ({picture:?}): differs by {difference}");
+        if actual == expected {
+            comparison.equal += 1;
+        } else {
+            let largest = actual.iter().zip(&expected).map(|(left, right)| left.abs_diff(*right)).max();
+            eprintln!("{name} ({picture:?}): differs by up to {largest:?}");
+            comparison.different += 1;
         }
-        largest = largest.max(difference);
-        pictures += 1;
     }
-    (pictures, largest)
+    comparison
 }
 
+/// JPEG too: the decoder is the one that Pillow has.
 #[test]
-fn every_mode_equals_pillow_to_the_bit() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resize");
-    assert_eq!(compare_with_pillow(&folder), (27, 0));
+fn every_format_and_mode_equals_pillow_to_the_bit() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/preprocess");
+    assert_eq!(compare_with_pillow(&folder), Comparison { equal: 211, different: 0, refused: 3 });
 }
 
-/// `tools/make_resize_fixtures.py --random 600 FOLDER`, then FEEDLENS_TEST_RESIZE=FOLDER.
+/// `tools/make_preprocess_fixtures.py --random 1500 FOLDER`, then FEEDLENS_TEST_PICTURES=FOLDER.
 #[test]
-#[ignore = "needs a folder that tools/make_resize_fixtures.py --random has filled"]
+#[ignore = "needs a folder that tools/make_preprocess_fixtures.py --random has filled"]
 fn random_pictures_equal_pillow_to_the_bit() {
-    let folder = std::env::var("FEEDLENS_TEST_RESIZE").expect("FEEDLENS_TEST_RESIZE names the folder");
-    let (pictures, largest) = compare_with_pillow(Path::new(&folder));
-    eprintln!("{pictures} pictures, largest difference {largest}");
-    assert!(pictures > 0 && largest == 0);
+    let folder = std::env::var("FEEDLENS_TEST_PICTURES").expect("FEEDLENS_TEST_PICTURES names the folder");
+    let comparison = compare_with_pillow(Path::new(&folder));
+    eprintln!("{comparison:?}");
+    assert!(comparison.equal > 0 && comparison.different == 0);
 }
 
 #[test]
