@@ -1,76 +1,12 @@
 //! SIGTERM, and what the admin endpoints say, through the real binary.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::net::TcpListener;
 
 use feedlens::kafka::{EmbeddedBroker, Producer};
 use serde_json::json;
 
-use crate::binary::feedlens;
 use crate::kafka_support::{self, wait_until};
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
-}
-
-struct Running {
-    child: Child,
-    admin: u16,
-    folder: tempfile::TempDir,
-}
-
-impl Running {
-    fn ingest(brokers: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let admin = free_port();
-        let settings = [
-            "store.kind=edge".to_owned(),
-            format!("store.edge.dir={}", folder.path().join("store").display()),
-            format!("kafka.brokers={brokers}"),
-            format!("admin.listen=127.0.0.1:{admin}"),
-            "kafka.commit_interval=100ms".to_owned(),
-            "images.allow_networks=[\"127.0.0.0/8\"]".to_owned(),
-        ];
-        let mut command = feedlens(&["ingest"]);
-        for setting in &settings {
-            command.args(["--set", setting]);
-        }
-        // A file: a pipe that nobody reads would stop the worker.
-        let log = std::fs::File::create(folder.path().join("log")).expect("a file");
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starts");
-        Self { child, admin, folder }
-    }
-
-    /// Status and body of an admin endpoint; `None` while nobody listens.
-    fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
-    }
-
-    fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.unwrap_or(f64::NAN)
-    }
-
-    fn terminate(&self) {
-        let sent = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(sent.success());
-    }
-
-    fn end(mut self) -> (Option<i32>, String) {
-        let code = self.child.wait().expect("ends").code();
-        (code, std::fs::read_to_string(self.folder.path().join("log")).expect("the log"))
-    }
-}
+use crate::running::Running;
 
 async fn send(brokers: &str, posts: &[serde_json::Value]) -> Producer {
     let producer = Producer::new(&kafka_support::config(brokers)).expect("a producer");
@@ -84,7 +20,7 @@ async fn send(brokers: &str, posts: &[serde_json::Value]) -> Producer {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains_commits_and_ends_with_exit_code_0() {
     let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
-    let running = Running::ingest(&broker.bootstrap());
+    let running = Running::ingest(&broker.bootstrap(), &[]);
     let posts = (0..100).map(|index| json!({"post_id": format!("p{index}"), "caption": "雨后的彩虹"}));
     send(&broker.bootstrap(), &posts.collect::<Vec<_>>()).await;
     wait_until("all posts indexed", async || running.metric("feedlens_posts_indexed_total") >= 100.0).await;
@@ -137,7 +73,7 @@ async fn second_sigterm_stops_at_once_and_commits_nothing_unsettled() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}/a.png", silent.local_addr().expect("an address"));
     let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
-    let running = Running::ingest(&broker.bootstrap());
+    let running = Running::ingest(&broker.bootstrap(), &[]);
     let stuck = json!({"post_id": "stuck", "image": {"url": url}});
     let rest = json!({"post_id": "rest", "caption": "c"});
     send(&broker.bootstrap(), &[stuck, rest]).await;

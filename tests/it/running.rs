@@ -1,0 +1,97 @@
+//! The real ingest worker, as tests start it.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::binary::feedlens;
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
+}
+
+/// A `feedlens ingest` with an embedded store, and its admin port.
+pub struct Running {
+    child: Child,
+    admin: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Running {
+    /// Starts it on these brokers, with further settings `a.b=value`.
+    pub fn ingest(brokers: &str, further: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let admin = free_port();
+        let settings = [
+            "store.kind=edge".to_owned(),
+            format!("store.edge.dir={}", folder.path().join("store").display()),
+            format!("kafka.brokers={brokers}"),
+            format!("admin.listen=127.0.0.1:{admin}"),
+            "kafka.commit_interval=100ms".to_owned(),
+            "images.allow_networks=[\"127.0.0.0/8\"]".to_owned(),
+        ];
+        let mut command = feedlens(&["ingest"]);
+        for setting in settings.iter().map(String::as_str).chain(further.iter().copied()) {
+            command.args(["--set", setting]);
+        }
+        // A file: a pipe that nobody reads would stop the worker.
+        let log = std::fs::File::create(folder.path().join("log")).expect("a file");
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starts");
+        Self { child, admin, folder }
+    }
+
+    /// The id of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Status and body of an admin endpoint; `None` while nobody listens.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    /// The value of a metric without labels, or of one with the labels as the scrape writes them.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(f64::NAN)
+    }
+
+    /// Posts that are indexed, deleted or dead-lettered.
+    pub fn settled(&self) -> u64 {
+        let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
+        let names = ["posts_indexed_total", "posts_deleted_total", "posts_dead_lettered_total"];
+        let is_settled = |line: &&str| {
+            line.strip_prefix("feedlens_").is_some_and(|line| names.iter().any(|name| line.starts_with(name)))
+        };
+        let values = text.lines().filter(is_settled).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        values.sum()
+    }
+
+    pub fn terminate(&self) {
+        let sent = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits for the end; exit code and log.
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().expect("ends").code();
+        (code, std::fs::read_to_string(self.folder.path().join("log")).expect("the log"))
+    }
+}
+
+impl Drop for Running {
+    /// A test that fails leaves no worker behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
