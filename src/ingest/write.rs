@@ -42,10 +42,18 @@ impl Writer {
     pub async fn run(self: Arc<Self>, mut pending: mpsc::Receiver<Pending>) -> Result<(), Fault> {
         let parallel = Arc::new(Semaphore::new(self.config.write_parallel));
         let mut writing: JoinSet<Result<(), Fault>> = JoinSet::new();
-        while let Some(batch) = self.next_batch(&mut pending).await {
-            while let Some(written) = writing.try_join_next() {
-                flatten(written)?;
-            }
+        loop {
+            // A write that failed for good is heard of at once, and not when the next post comes.
+            let first = tokio::select! {
+                biased;
+                Some(written) = writing.join_next() => {
+                    flatten(written)?;
+                    continue;
+                }
+                first = pending.recv() => first,
+            };
+            let Some(first) = first else { break };
+            let batch = self.batch_after(first, &mut pending).await;
             let permit = parallel.clone().acquire_owned().await;
             let writer = self.clone();
             writing.spawn(async move {
@@ -59,9 +67,9 @@ impl Writer {
         Ok(())
     }
 
-    async fn next_batch(&self, pending: &mut mpsc::Receiver<Pending>) -> Option<Vec<Pending>> {
+    async fn batch_after(&self, first: Pending, pending: &mut mpsc::Receiver<Pending>) -> Vec<Pending> {
         let mut batch = Vec::with_capacity(self.config.write_batch);
-        batch.push(pending.recv().await?);
+        batch.push(first);
         let full_or_old = async {
             while batch.len() < self.config.write_batch {
                 let room = self.config.write_batch - batch.len();
@@ -73,7 +81,7 @@ impl Writer {
         // Received items are already in the batch when the time is over: recv_many is cancel-safe.
         let _ = tokio::time::timeout(self.config.write_wait, full_or_old).await;
         self.metrics.queue_depth.with_label_values(&["write"]).set(pending.len() as i64);
-        Some(batch)
+        batch
     }
 
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use feedlens::error::{Fault, Outage, Reason};
 use feedlens::kafka::{
-    DeadLetters, EmbeddedBroker, Envelope, InflightLimits, KafkaConfig, Producer, Source, check_reachable, dead_letter,
+    DeadLetters, EmbeddedBroker, Envelope, InflightLimits, KafkaConfig, Producer, Source, SourceStatus,
+    check_reachable, dead_letter,
 };
 use feedlens::metrics::Metrics;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -105,16 +106,30 @@ async fn a_stop_waits_for_what_is_in_flight() {
     produce(&config, 0, 3, 10).await;
     let (source, mut envelopes, _) = start(&config, ROOMY).await;
     let received = receive_many(&mut envelopes, 3).await;
+    let status = source.status();
     let stopped = tokio::spawn(source.stop(PATIENCE));
     assert!(
         tokio::time::timeout(PATIENCE, envelopes.recv()).await.expect("in time").is_none(),
         "the stream ends first"
     );
+    // Not before the poll thread has been through its loop again: what it decides at once would come after our settles.
+    has_polled_on(&status, || stopped.is_finished()).await;
     assert!(!stopped.is_finished(), "the stop must wait for three messages");
     settle_all(received);
     let report = stopped.await.expect("no panic").expect("stops");
     assert_eq!((report.settled, report.abandoned, report.committed), (3, 0, true));
     assert_eq!(committed(&config, 1).await, BTreeMap::from([(0, 3)]));
+}
+
+/// Waits until the poll thread has begun a round of its loop that lies wholly after now, or has ended.
+pub async fn has_polled_on(status: &SourceStatus, has_ended: impl Fn() -> bool) {
+    for _ in 0..2 {
+        let now = Instant::now();
+        wait_until("another poll", async || {
+            has_ended() || status.snapshot().since_poll.is_some_and(|since| since < now.elapsed())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -152,11 +167,7 @@ async fn pressure_pauses_within_the_byte_budget_and_polling_goes_on() {
     // Paused is not silent: polls go on, and the lag is known.
     let lag = |partition: &str| metrics.consumer_lag.with_label_values(&[POSTS, partition]).get();
     wait_until("the lag while paused", async || lag("0") + lag("1") == 41).await;
-    let polled_before = Instant::now();
-    wait_until("a poll while paused", async || {
-        source.status().snapshot().since_poll.is_some_and(|since| since < polled_before.elapsed())
-    })
-    .await;
+    has_polled_on(&source.status(), || false).await;
     let status = source.status().snapshot();
     assert_eq!((status.connected, status.assigned, status.paused), (true, 2, 2));
     assert!(envelopes.try_recv().is_err(), "nothing beyond the budget");
@@ -174,9 +185,37 @@ async fn pressure_pauses_within_the_byte_budget_and_polling_goes_on() {
     }
     assert_eq!(largest, 5_000, "a message above the whole budget passes alone");
     wait_until("all resumed", async || metrics.paused_partitions.get() == 0).await;
+    wait_until("no lag any more", async || lag("0") + lag("1") == 0).await;
     assert_eq!((metrics.inflight_posts.get(), metrics.inflight_bytes.get()), (0, 0));
     source.stop(PATIENCE).await.expect("stops");
     assert!(!metrics.render().contains("consumer_lag{"), "no lag is told for partitions that are not ours");
+}
+
+#[tokio::test]
+async fn a_pause_lasts_until_half_of_the_room_is_free() {
+    let (_broker, config) = broker(1);
+    produce(&config, 0, 100, 10).await;
+    let limits = InflightLimits { posts: 10, bytes: 1 << 20 };
+    let (source, mut envelopes, metrics) = start(&config, limits).await;
+    let mut received = receive_many(&mut envelopes, 10).await;
+    wait_until("the pause", async || metrics.paused_partitions.get() == 1).await;
+    // What was on its way at the pause takes the first free places.
+    while metrics.inflight_posts.get() == 10 {
+        received.swap_remove(0).settle();
+        has_polled_on(&source.status(), || false).await;
+        while let Ok(envelope) = envelopes.try_recv() {
+            received.push(envelope);
+        }
+    }
+    while metrics.inflight_posts.get() > 6 {
+        received.swap_remove(0).settle();
+    }
+    has_polled_on(&source.status(), || false).await;
+    assert_eq!((metrics.paused_partitions.get(), metrics.inflight_posts.get()), (1, 6));
+    received.swap_remove(0).settle();
+    wait_until("the end of the pause", async || metrics.paused_partitions.get() == 0).await;
+    receive(&mut envelopes).await.settle();
+    source.stop(Duration::ZERO).await.expect("stops");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -289,8 +328,9 @@ async fn tombstones_and_empty_payloads_are_told_apart() {
     let (_broker, config) = broker(1);
     let producer = Producer::new(&config).expect("a producer");
     let headers = [("version".to_owned(), Some(b"7".to_vec()))];
-    producer.send(POSTS, Some(b"a"), None, &headers).await.expect("acknowledged");
-    producer.send(POSTS, None, Some(b""), &[]).await.expect("acknowledged");
+    let first = producer.send(POSTS, Some(b"a"), None, &headers).await.expect("acknowledged");
+    let second = producer.send(POSTS, None, Some(b""), &[]).await.expect("acknowledged");
+    assert_eq!((first, second), ((0, 0), (0, 1)), "only an acknowledgement tells the offset");
     producer.flush().await.expect("flushed");
     let (source, mut envelopes, _) = start(&config, ROOMY).await;
     let received = receive_many(&mut envelopes, 2).await;

@@ -5,6 +5,8 @@
 mod binary;
 mod demo;
 mod images;
+mod ingest_faults;
+mod ingest_support;
 mod kafka_source;
 mod kafka_support;
 mod memory;

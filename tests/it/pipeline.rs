@@ -1,133 +1,15 @@
 //! The ingest pipe in this process: embedded broker, real small model, embedded store.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use feedlens::config::{Config, Overrides};
-use feedlens::encode::encoder::Encoder;
-use feedlens::error::{Fault, Outage};
-use feedlens::ingest::{self, IngestParts};
-use feedlens::kafka::{EmbeddedBroker, Envelope, Producer};
-use feedlens::metrics::Metrics;
-use feedlens::post::point_id;
-use feedlens::store::{self, Hit, ModelStamp, SharedStore, StoredPoint, VectorQuery, VectorStore, Write};
 use serde_json::json;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::binary::root;
-use crate::kafka_support::{ROOMY, receive_many, start, wait_until};
+use crate::ingest_support::Bench;
+use crate::kafka_support::wait_until;
 
-const PARTITIONS: i32 = 2;
-
-/// A broker and a store that outlive the workers that a test starts on them.
-struct Bench {
-    _broker: EmbeddedBroker,
-    _folder: tempfile::TempDir,
-    config: Config,
-    producer: Producer,
-    encoder: Encoder,
-    store: SharedStore,
-}
-
-/// A running ingest worker.
-struct Worker {
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-    running: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Bench {
-    async fn new(set: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let broker = EmbeddedBroker::start(&[("posts", PARTITIONS), ("posts.dlq", PARTITIONS)]).expect("a broker");
-        let mut all = vec![
-            "store.kind=edge".to_owned(),
-            format!("store.edge.dir={}", folder.path().join("store").display()),
-            format!("kafka.brokers={}", broker.bootstrap()),
-            "kafka.commit_interval=100ms".to_owned(),
-            format!("model.dir={}", root().join("models/small").display()),
-        ];
-        all.extend(set.iter().map(ToString::to_string));
-        let config = Config::load(&[], &Overrides { files: vec![], set: all }).expect("loads");
-        let encoder =
-            Encoder::start(&config.model, &config.encoder, &Arc::new(Metrics::new())).expect("the small model");
-        let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
-        let store = store::open(&config.store, &stamp, &Metrics::new()).await.expect("opens");
-        let producer = Producer::new(&config.kafka).expect("a producer");
-        Self { _broker: broker, _folder: folder, config, producer, encoder, store }
-    }
-
-    fn work(&self) -> Worker {
-        self.work_with(self.store.clone())
-    }
-
-    fn work_with(&self, store: SharedStore) -> Worker {
-        let (metrics, stop) = (Arc::new(Metrics::new()), CancellationToken::new());
-        let parts = IngestParts { encoder: self.encoder.clone(), store, metrics: metrics.clone() };
-        let (config, token) = (self.config.clone(), stop.clone());
-        let running = tokio::spawn(async move { ingest::run(&config, parts, token).await });
-        Worker { metrics, stop, running }
-    }
-
-    async fn send(&self, key: &str, value: Option<&[u8]>) {
-        self.producer.send("posts", Some(key.as_bytes()), value, &[]).await.expect("acknowledged");
-    }
-
-    async fn post(&self, id: &str, caption: &str) {
-        self.send(id, Some(json!({"post_id": id, "caption": caption}).to_string().as_bytes())).await;
-    }
-
-    async fn stored(&self, id: &str) -> Option<StoredPoint> {
-        self.store.get(&[point_id(id)]).await.expect("reads").pop()
-    }
-
-    /// Dead letters by reason, each with the bytes as they came.
-    async fn dead_letters(&self, count: usize) -> BTreeMap<String, Vec<u8>> {
-        let mut kafka = self.config.kafka.clone();
-        kafka.posts_topic = kafka.dead_letter_topic.clone();
-        let (source, mut envelopes, _) = start(&kafka, ROOMY).await;
-        let letters = receive_many(&mut envelopes, count).await;
-        let reason =
-            |letter: &Envelope| String::from_utf8(letter.header("feedlens-reason").expect("a reason").to_vec());
-        let found = letters
-            .iter()
-            .map(|letter| (reason(letter).expect("UTF-8"), letter.payload.clone().unwrap_or_default().to_vec()))
-            .collect();
-        drop(letters);
-        source.stop(std::time::Duration::ZERO).await.expect("stops");
-        found
-    }
-}
-
-impl Worker {
-    fn settled(&self) -> u64 {
-        self.metrics.posts_indexed.get()
-            + self.metrics.posts_deleted.get()
-            + ingest::progress::dead_lettered(&self.metrics)
-    }
-
-    async fn wait_for(&self, settled: u64) {
-        wait_until(&format!("{settled} posts settled"), async || {
-            assert!(!self.running.is_finished(), "ingest ended early");
-            self.settled() >= settled
-        })
-        .await;
-        assert_eq!(self.settled(), settled, "more was settled than was sent");
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.running.await.expect("no panic").expect("ends well");
-    }
-}
-
-fn picture() -> Vec<u8> {
+/// A red apple.
+pub fn picture() -> Vec<u8> {
     std::fs::read(root().join("demo/images/1f34e.png")).expect("a picture of the demo")
 }
 
@@ -233,57 +115,5 @@ async fn picture_and_caption_of_one_picture_meet_and_its_thumbnail_is_kept() {
     assert_eq!(point.payload["extra"]["mood"], "hungry");
     assert_eq!(point.payload["source"]["topic"], "posts");
     assert_eq!(point.payload["model"], bench.encoder.bundle.id);
-    worker.stop().await;
-}
-
-/// The real store behind a line that is cut for the first so many writes.
-struct CutOff {
-    store: SharedStore,
-    failures_left: AtomicUsize,
-}
-
-#[async_trait]
-impl VectorStore for CutOff {
-    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
-        let cut = self.failures_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-        if cut.is_ok() {
-            return Err(Fault::retry(Outage::Store, "the line is cut"));
-        }
-        self.store.write(writes).await
-    }
-
-    async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault> {
-        self.store.search(query).await
-    }
-
-    async fn get(&self, ids: &[Uuid]) -> Result<Vec<StoredPoint>, Fault> {
-        self.store.get(ids).await
-    }
-
-    async fn count(&self) -> Result<u64, Fault> {
-        self.store.count().await
-    }
-
-    async fn ready(&self) -> Result<(), Fault> {
-        self.store.ready().await
-    }
-
-    async fn close(&self) -> Result<(), Fault> {
-        self.store.close().await
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_outage_of_the_store_only_delays() {
-    let bench = Bench::new(&["ingest.retry_first=5ms", "ingest.retry_max=20ms"]).await;
-    let cut_off = CutOff { store: bench.store.clone(), failures_left: AtomicUsize::new(12) };
-    let worker = bench.work_with(Arc::new(cut_off));
-    for index in 0..50 {
-        bench.post(&format!("p{index}"), "海边的日落").await;
-    }
-    worker.wait_for(50).await;
-    assert_eq!(bench.store.count().await.expect("counts"), 50);
-    assert_eq!(ingest::progress::dead_lettered(&worker.metrics), 0, "nothing is dead-lettered for an outage");
-    assert!(worker.metrics.posts_retried.with_label_values(&["store"]).get() >= 12);
     worker.stop().await;
 }

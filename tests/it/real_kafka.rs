@@ -11,6 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceS
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
+use crate::kafka_source::has_polled_on;
 use crate::kafka_support::{
     PATIENCE, ROOMY, committed, config, offsets, receive, receive_many, settle_as_they_come, start, wait_until,
 };
@@ -96,7 +97,9 @@ async fn two_members_and_a_restart(config: KafkaConfig, names: [&str; 2]) {
         seen.push(tokio::time::timeout(PATIENCE, settled.recv()).await.expect("in time").expect("a message"));
     }
     wait_until("no lag", async || {
-        metrics.render().lines().filter(|line| line.contains("consumer_lag{")).all(|line| line.ends_with(" 0"))
+        let rendered = metrics.render();
+        let lags = rendered.lines().filter(|line| line.contains("consumer_lag{")).collect::<Vec<_>>();
+        lags.len() == 2 && lags.iter().all(|line| line.ends_with(" 0"))
     })
     .await;
     let reports = futures::future::join(first.stop(PATIENCE), second.stop(PATIENCE)).await;
@@ -146,6 +149,33 @@ async fn static_members_share_and_restart_without_repeats() {
     // Static members keep their partitions for the session: here a restart follows at once.
     config.properties.insert("group.instance.id".to_owned(), String::new());
     two_members_and_a_restart(config, ["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_changes_hands_after_what_is_in_flight_is_settled_and_committed() {
+    let Some(config) = real_broker("handover") else { return };
+    create_topic(&config, &config.posts_topic, 2, &[]).await;
+    produce(&config, 0..20, "none").await;
+    let (first, mut envelopes, _) = start(&config, ROOMY).await;
+    // 20 and the warm-up.
+    let held = receive_many(&mut envelopes, 21).await;
+    let (second, mut others, _) = start(&config, ROOMY).await;
+    wait_until("one partition asked back", async || first.status().snapshot().assigned == 1).await;
+    has_polled_on(&first.status(), || false).await;
+    assert_eq!(second.status().snapshot().assigned, 0, "the first member still works on it");
+    let mut ends = BTreeMap::<i32, i64>::new();
+    for envelope in held {
+        ends.insert(envelope.position.partition, envelope.position.offset + 1);
+        envelope.settle();
+    }
+    wait_until("the other has it", async || second.status().snapshot().assigned == 1).await;
+    produce(&config, 20..60, "none").await;
+    for next in [receive(&mut envelopes).await, receive(&mut others).await] {
+        let (partition, offset) = (next.position.partition, next.position.offset);
+        assert_eq!(offset, ends[&partition], "what was settled before the handover came again");
+    }
+    let reports = futures::future::join(first.stop(Duration::ZERO), second.stop(Duration::ZERO)).await;
+    assert!(reports.0.is_ok() && reports.1.is_ok(), "{reports:?}");
 }
 
 #[tokio::test]
