@@ -133,3 +133,20 @@ impl Fault {
         Fault::Fatal(detail.into())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The outcome is a rejection for this reason, and its detail mentions this.
+    #[track_caller]
+    pub(crate) fn assert_rejected<T: std::fmt::Debug>(outcome: Result<T, Fault>, expected: Reason, mentions: &str) {
+        match outcome {
+            Err(Fault::Reject { reason, detail }) => {
+                assert_eq!(reason, expected, "{detail}");
+                assert!(detail.contains(mentions), "{detail:?} does not mention {mentions:?}");
+            }
+            other => panic!("expected {expected}, got {other:?}"),
+        }
+    }
+}

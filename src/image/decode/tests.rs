@@ -17,13 +17,7 @@ fn gradient() -> RgbImage {
 
 #[track_caller]
 fn assert_rejected(bytes: &[u8], limits: &DecodeLimits, expected: Reason, mentions: &str) {
-    match decode(bytes, limits) {
-        Err(Fault::Reject { reason, detail }) => {
-            assert_eq!(reason, expected, "{detail}");
-            assert!(detail.contains(mentions), "{detail:?} does not mention {mentions:?}");
-        }
-        other => panic!("expected {expected}, got {other:?}"),
-    }
+    crate::error::tests::assert_rejected(decode(bytes, limits), expected, mentions);
 }
 
 #[test]

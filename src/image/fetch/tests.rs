@@ -2,22 +2,12 @@ use std::io::Write as _;
 
 use super::*;
 use crate::config::{Config, Overrides};
+use crate::error::tests::assert_rejected;
 
 fn config() -> ImagesConfig {
     let mut images = Config::load(&[], &Overrides::default()).expect("the defaults load").images;
     images.max_bytes = 1_000;
     images
-}
-
-#[track_caller]
-fn assert_rejected(outcome: Result<Bytes, Fault>, expected: Reason, mentions: &str) {
-    match outcome {
-        Err(Fault::Reject { reason, detail }) => {
-            assert_eq!(reason, expected, "{detail}");
-            assert!(detail.contains(mentions), "{detail:?} does not mention {mentions:?}");
-        }
-        other => panic!("expected {expected}, got {other:?}"),
-    }
 }
 
 #[test]

@@ -145,9 +145,11 @@ mod tests {
             UpdateStatus::WaitTimeout,
         ] {
             let result = UpdateResult { operation_id: Some(1), status: status.into() };
-            assert!(matches!(durable(&result), Err(Fault::Retry { outage: Outage::Store, .. })), "{status:?}");
+            let fault = durable(&result).expect_err(status.as_str_name());
+            assert!(matches!(fault, Fault::Retry { outage: Outage::Store, after: None, .. }), "{fault:?}");
+            assert!(fault.to_string().contains(status.as_str_name()), "{fault}");
         }
         let result = UpdateResult { operation_id: Some(1), status: UpdateStatus::Completed.into() };
-        assert!(durable(&result).is_ok());
+        durable(&result).expect("a completed update is durable");
     }
 }
