@@ -5,8 +5,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use config::ConfigError;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+
+use crate::text::nearest;
+
+pub mod secret;
+
+pub use secret::Secret;
 
 /// The defaults, each key with its comment.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -43,44 +50,6 @@ pub struct Config {
     pub admin: crate::service::AdminConfig,
 }
 
-/// A text that is never printed: `Debug` and serialising show asterisks.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// A secret.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself; name this call sparingly.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it is unset.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn masked(&self) -> &'static str {
-        if self.0.is_empty() { "" } else { "********" }
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{:?}", self.masked())
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.masked())
-    }
-}
-
 /// What the command line and the environment say of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
@@ -109,7 +78,8 @@ impl Config {
         overrides: &Overrides,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self> {
-        let known = known_keys();
+        let defaults = DEFAULTS.parse::<Table>().expect("config/default.toml is TOML. This is a bug.");
+        let known = known_keys(&defaults);
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         let mut add = |table: Table, origin: &str| -> Result<()> {
@@ -127,18 +97,21 @@ impl Config {
         }
         for (name, value) in environment {
             let key = name[ENVIRONMENT_PREFIX.len()..].to_lowercase().replace("__", ".");
-            add(nested(&key, parse_value(value))?, &format!("environment variable {name}"))?;
+            add(nested(&key, parse_value(&defaults, &key, value))?, &format!("environment variable {name}"))?;
         }
         for assignment in &overrides.set {
-            let (key, value) = assignment
-                .split_once('=')
-                .ok_or_else(|| anyhow!("--set {assignment:?}: write it as --set section.key=value"))?;
-            add(nested(key.trim(), parse_value(value))?, &format!("--set {assignment}"))?;
+            // Errors name the key alone: the value may be a secret, and the key that makes it one mistyped.
+            let (key, value) = assignment.split_once('=').ok_or_else(|| {
+                let key = assignment.split(|letter: char| !is_of_key(letter)).next().unwrap_or_default();
+                anyhow!("--set {key}: there is no \"=\"; write it as --set section.key=value")
+            })?;
+            let key = key.trim();
+            add(nested(key, parse_value(&defaults, key, value))?, &format!("--set {key}"))?;
         }
         let resolved: Self = builder
             .build()
             .and_then(config::Config::try_deserialize)
-            .map_err(|error| anyhow!("configuration: {error}"))?;
+            .map_err(|error| anyhow!("configuration: {}", without_secrets(&error, false)))?;
         resolved.check()?;
         Ok(resolved)
     }
@@ -169,22 +142,67 @@ impl Config {
 fn read_file(file: &Path) -> Result<Table> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read configuration file {}", file.display()))?;
-    text.parse::<Table>().with_context(|| format!("configuration file {} is not TOML", file.display()))
+    text.parse::<Table>().map_err(|error| {
+        // Not the error's own text: it quotes the line, and the line may hold a secret.
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        anyhow!("configuration file {} is not TOML: line {line}: {}", file.display(), error.message())
+    })
 }
 
-/// A value as TOML would read it; what TOML cannot read is a string, so that `--set kafka.group=a` needs no quotes.
-fn parse_value(text: &str) -> Value {
-    format!("value = {text}")
-        .parse::<Table>()
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.to_owned()))
+/// What is wrong with a value, without the value where it is a secret. `is_secret`: what the caller knows already.
+fn without_secrets(error: &ConfigError, is_secret: bool) -> String {
+    let hides = |key: &Option<String>| {
+        let key = key.as_deref().unwrap_or_default();
+        is_secret || secret::is_secret(key) || FREE_TABLES.contains(&key)
+    };
+    let place = |key: &Option<String>| key.as_ref().map(|key| format!(" for key `{key}`")).unwrap_or_default();
+    match error {
+        ConfigError::Type { key, unexpected, expected, .. } => match hides(key) {
+            true => format!("invalid type: expected {expected}{}", place(key)),
+            false => format!("invalid type: {unexpected}, expected {expected}{}", place(key)),
+        },
+        ConfigError::At { error, key, .. } => format!("{}{}", without_secrets(error, hides(key)), place(key)),
+        _ if is_secret => "invalid value".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn is_of_key(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-')
+}
+
+/// A value as TOML would read it; but where a string is wanted, the text as it is, unless it is a string in TOML's quotes:
+/// a password of "5#secret" is not the number 5, and `--set kafka.group=a` needs no quotes.
+fn parse_value(defaults: &Table, key: &str, text: &str) -> Value {
+    // As an item of a list, which must end where the text does: a comment is no part of a value.
+    let parsed = format!("value = [{text}]").parse::<Table>().ok().and_then(|mut table| {
+        let Some(Value::Array(items)) = table.remove("value") else { return None };
+        let [value] = <[Value; 1]>::try_from(items).ok()?;
+        Some(value)
+    });
+    match parsed {
+        Some(value) if value.is_str() || !wants_string(defaults, key) => value,
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+fn wants_string(defaults: &Table, key: &str) -> bool {
+    if free_part(key).is_some() {
+        return true;
+    }
+    let mut path = key.split('.');
+    let first = path.next().and_then(|section| defaults.get(section));
+    path.try_fold(first, |value, part| value.map(|value| value.get(part))).flatten().is_some_and(Value::is_str)
+}
+
+/// The name of the free table that a key lies in, and its own name there, dots and all.
+fn free_part(key: &str) -> Option<(&'static str, &str)> {
+    FREE_TABLES.iter().find_map(|free| key.strip_prefix(free)?.strip_prefix('.').map(|rest| (*free, rest)))
 }
 
 fn nested(key: &str, value: Value) -> Result<Table> {
     // A free table's own keys contain dots: everything behind its name is one key.
-    let free = FREE_TABLES.iter().find_map(|free| key.strip_prefix(free)?.strip_prefix('.').map(|rest| (*free, rest)));
-    let (path, last) = match free {
+    let (path, last) = match free_part(key) {
         Some(split) => split,
         None => key.rsplit_once('.').ok_or_else(|| anyhow!("{key:?} is not of the form section.key"))?,
     };
@@ -195,10 +213,9 @@ fn nested(key: &str, value: Value) -> Result<Table> {
     Ok(table)
 }
 
-fn known_keys() -> Vec<String> {
-    let defaults = DEFAULTS.parse::<Table>().expect("config/default.toml is TOML. This is a bug.");
+fn known_keys(defaults: &Table) -> Vec<String> {
     let mut keys = Vec::new();
-    collect_keys(&defaults, "", &mut keys);
+    collect_keys(defaults, "", &mut keys);
     keys
 }
 
@@ -217,10 +234,7 @@ fn check_keys(table: &Table, known: &[String]) -> Result<()> {
     collect_keys(table, "", &mut keys);
     for key in keys {
         if !known.contains(&key) {
-            let nearest = known
-                .iter()
-                .max_by(|left, right| strsim::jaro_winkler(&key, left).total_cmp(&strsim::jaro_winkler(&key, right)))
-                .expect("the defaults have keys. This is a bug.");
+            let nearest = nearest(&key, known.iter().map(String::as_str));
             bail!("unknown key {key:?}; the nearest known key is {nearest:?}");
         }
     }
@@ -264,9 +278,62 @@ mod tests {
     }
 
     #[test]
+    fn text_that_a_string_is_wanted_of_is_taken_as_it_is() {
+        for text in
+            ["5#secret", "1_000", "1e5", "0x10", "true", "2026-11-20", "[a]", "a\"b", "'", "a\nb = 1", "\"a\"#b\"", " "]
+        {
+            let environment = BTreeMap::from([("FEEDLENS__KAFKA__SASL_PASSWORD".to_owned(), text.to_owned())]);
+            let set = Overrides {
+                files: vec![],
+                set: vec![format!("kafka.group={text}"), format!("kafka.properties.ssl.key.password={text}")],
+            };
+            let kafka = Config::load_from(&[], &set, &environment).expect("loads").kafka;
+            assert_eq!((kafka.sasl_password.expose(), kafka.group.as_str()), (text, text));
+            assert_eq!(kafka.properties["ssl.key.password"], text);
+        }
+        assert_eq!(load(&["kafka.group=\"a b\""]).expect("loads").kafka.group, "a b");
+        assert_eq!(load(&["kafka.group='1'"]).expect("loads").kafka.group, "1");
+        assert_eq!(load(&["store.edge.optimize_after=1_000"]).expect("loads").store.edge.optimize_after, 1_000);
+    }
+
+    #[test]
     fn secrets_are_masked() {
-        let config = load(&["kafka.sasl_password=hunter2", "store.qdrant.api_key=k3y"]).expect("loads");
+        let set = [
+            "kafka.sasl_password=hunter2",
+            "store.qdrant.api_key=hunter2",
+            "query.api_keys=[\"hunter2\"]",
+            "kafka.properties.ssl.key.password=hunter2",
+            "kafka.properties.ssl.keystore.password=hunter2",
+        ];
+        let config = load(&set).expect("loads");
         let shown = config.to_toml().expect("serialises") + &format!("{config:?}");
-        assert!(!shown.contains("hunter2") && !shown.contains("k3y"), "{shown}");
+        assert!(!shown.contains("hunter2") && shown.contains("ssl.key.password"), "{shown}");
+        assert_eq!(config.kafka.properties["ssl.key.password"], "hunter2");
+    }
+
+    #[test]
+    fn errors_name_the_key_and_never_the_value() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("writes");
+            Overrides { files: vec![path], set: vec![] }
+        };
+        let set = |assignment: &str| Overrides { files: vec![], set: vec![assignment.to_owned()] };
+        let cases = [
+            (set("kafka.sasl_pasword=hunter2"), "kafka.sasl_pasword"),
+            (set("kafka.sasl_password:hunter2"), "kafka.sasl_password"),
+            (set("query.api_keys=hunter2"), "query.api_keys"),
+            (set("kafka.properties=hunter2"), "kafka.properties"),
+            (set("store.qdrant.url=http://ada:hunter2@localhost:6334"), "store.qdrant.url"),
+            (file("unquoted.toml", "[kafka]\nsasl_password = hunter2\n"), "line 2"),
+            (file("list.toml", "[query]\napi_keys = \"hunter2\"\n"), "query.api_keys"),
+            (file("table.toml", "[kafka]\nsasl_password = { value = \"hunter2\" }\n"), "kafka.sasl_password"),
+        ];
+        for (overrides, named) in cases {
+            let error = Config::load_from(&[], &overrides, &BTreeMap::new()).expect_err(named);
+            let text = format!("{error:#}");
+            assert!(text.contains(named) && !text.contains("hunter2"), "{text}");
+        }
     }
 }

@@ -177,7 +177,7 @@ impl KafkaConfig {
     }
 
     fn with_properties(&self, mut config: ClientConfig) -> ClientConfig {
-        for (key, value) in &self.properties {
+        for (key, value) in self.properties.iter() {
             config.set(key, value);
         }
         config

@@ -16,6 +16,7 @@ mod message;
 pub mod offsets;
 mod poll;
 pub mod producer;
+mod properties;
 pub mod source;
 
 pub use client::check_reachable;
@@ -23,7 +24,8 @@ pub use dead_letter::DeadLetters;
 pub use embedded::EmbeddedBroker;
 pub use envelope::{Envelope, InflightLimits, Position};
 pub use producer::Producer;
-pub use source::{DrainReport, Source, SourceStatus, Subscription};
+pub use properties::Properties;
+pub use source::{DrainReport, Source, SourceStatus, StatusSlot, Subscription};
 
 use crate::config::Secret;
 use serde::{Deserialize, Serialize};
@@ -61,5 +63,5 @@ pub struct KafkaConfig {
     #[serde(with = "humantime_serde")]
     pub pause_after: Duration,
     /// Any further librdkafka setting, as it is.
-    pub properties: std::collections::BTreeMap<String, String>,
+    pub properties: Properties,
 }

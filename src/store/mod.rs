@@ -279,6 +279,7 @@ impl StoreConfig {
             self.qdrant.shards > 0 && self.qdrant.replicas > 0,
             "store.qdrant.shards and store.qdrant.replicas must be at least 1"
         );
+        qdrant::check(&self.qdrant)?;
         Ok(())
     }
 }

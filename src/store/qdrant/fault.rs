@@ -6,6 +6,7 @@ use qdrant_client::QdrantError;
 use tonic::Code;
 
 use crate::config::Secret;
+use crate::config::secret::has_userinfo;
 use crate::error::{Fault, Outage, Reason};
 use crate::store::QdrantConfig;
 
@@ -31,6 +32,9 @@ impl Faults {
             return Err(wrong("neither http:// nor https://"));
         }
         let host = url.host_str().ok_or_else(|| wrong("no host"))?;
+        if has_userinfo(&url) {
+            return Err(wrong("a user or password in it is never sent; set store.qdrant.api_key"));
+        }
         let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
         Ok(Self { server: format!("{}://{host}{port}", url.scheme()), api_key: config.api_key.clone() })
     }
@@ -160,7 +164,7 @@ mod tests {
 
     #[test]
     fn api_key_is_in_no_text() {
-        let faults = faults("http://user:s3cr3t@localhost:6334/?key=s3cr3t").expect("an address");
+        let faults = faults("http://localhost:6334/?key=s3cr3t").expect("an address");
         let error = QdrantError::from(Status::invalid_argument("Malformed API key or token: s3cr3t"));
         for fault in [faults.at_start("reach", &error), faults.at_run_time("write to", &error)] {
             let text = format!("{fault} {fault:?} {faults:?}");
@@ -170,7 +174,7 @@ mod tests {
 
     #[test]
     fn wrong_address_names_the_key_of_the_configuration() {
-        for url in ["localhost:6334", "", "ftp://localhost:6334", "http://"] {
+        for url in ["localhost:6334", "", "ftp://localhost:6334", "http://", "http://a:b@localhost:6334"] {
             let error = faults(url).expect_err("no address").to_string();
             assert!(error.contains("store.qdrant.url"), "{url}: {error}");
         }
