@@ -118,11 +118,14 @@ impl Config {
 
     /// Relations between keys that no single type can state.
     fn check(&self) -> Result<()> {
+        self.log.check()?;
         self.encoder.check()?;
+        self.images.check()?;
         self.kafka.check()?;
         self.ingest.check()?;
         self.query.check()?;
         self.store.check()?;
+        self.admin.check()?;
         self.kafka.check_drain("ingest.drain_timeout", self.ingest.drain_timeout)?;
         if self.query.kafka {
             self.kafka.check_drain("query.timeout", self.query.timeout)?;

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::metrics::Metrics;
 
@@ -53,14 +54,40 @@ pub struct AdminConfig {
 /// `log.level` says of these targets still wins.
 const QUIET: &str = "ort=warn,qdrant_edge::common=error";
 
+impl LogConfig {
+    pub(crate) fn check(&self) -> Result<()> {
+        self.filter().map(drop)
+    }
+
+    fn filter(&self) -> Result<EnvFilter> {
+        // A word alone would be taken for a target, and a mistyped level would silence all others.
+        let words = self.level.split(',').filter(|directive| !directive.contains(['=', '[']));
+        let levels = words.map(|word| word.trim().parse::<LevelFilter>()).collect::<Result<Vec<_>, _>>();
+        let filter = levels
+            .map_err(anyhow::Error::from)
+            .and_then(|_| Ok(EnvFilter::try_new(format!("{QUIET},{}", self.level))?));
+        filter.with_context(|| {
+            format!(
+                "log.level = {:?} is neither a level (error, warn, info, debug, trace) nor directives such as \
+                 \"info,feedlens::kafka=debug\"",
+                self.level
+            )
+        })
+    }
+}
+
+impl AdminConfig {
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.listen.is_empty() { Ok(()) } else { address("admin.listen", &self.listen).map(drop) }
+    }
+}
+
 /// Sends logs to stderr. Call once.
 ///
 /// # Errors
 /// `log.level` is not a level or directive.
 pub fn start_logs(config: &LogConfig) -> Result<()> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", config.level)).with_context(|| {
-        format!("log.level = {:?} is neither a level (error, warn, info, debug, trace) nor directives", config.level)
-    })?;
+    let filter = config.filter()?;
     let on_terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
@@ -104,6 +131,17 @@ pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Syn
 struct Admin {
     metrics: Arc<Metrics>,
     ready: Readiness,
+    shutdown: CancellationToken,
+}
+
+/// An address and port to listen on.
+///
+/// # Errors
+/// It is malformed; the error says which key to change.
+pub fn address(key: &str, listen: &str) -> Result<SocketAddr> {
+    listen
+        .parse()
+        .with_context(|| format!("{key} = {listen:?} is not of the form address:port, such as 127.0.0.1:8080"))
 }
 
 /// Binds a port, with an error that says which key to change.
@@ -111,9 +149,7 @@ struct Admin {
 /// # Errors
 /// The address is malformed or taken.
 pub async fn bind(listen: &str, key: &str) -> Result<TcpListener> {
-    let address: SocketAddr =
-        listen.parse().with_context(|| format!("{key} = {listen:?} is not of the form address:port"))?;
-    TcpListener::bind(address)
+    TcpListener::bind(address(key, listen)?)
         .await
         .with_context(|| format!("cannot listen on {listen} (set {key} to a free address:port)"))
 }

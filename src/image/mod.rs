@@ -47,6 +47,22 @@ pub struct ImagesConfig {
     pub thumbnail_pixels: u32,
 }
 
+impl ImagesConfig {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.concurrency > 0 && self.attempts > 0,
+            "images.concurrency and images.attempts must be at least 1"
+        );
+        anyhow::ensure!(
+            self.root.as_os_str().is_empty() || self.root.is_dir(),
+            "images.root = {} is not a folder that can be read; name one, or leave it empty: then posts with a path are \
+             rejected",
+            self.root.display()
+        );
+        Ok(())
+    }
+}
+
 /// Networks as text. `ipnet`'s own serde feature would rebuild everything that stands on hyper, qdrant-edge included.
 mod networks {
     use ipnet::IpNet;

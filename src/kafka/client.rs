@@ -39,6 +39,8 @@ const REFUSED: [(&str, &str); 18] = [
     ("enable.partition.eof", "feedlens has no use for it"),
     ("log.queue", "feedlens reads the log queue itself"),
 ];
+/// OAUTHBEARER is not among them: librdkafka asks for tokens through libcurl, which it is built without.
+const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const COMMITS: &str = "feedlens commits what is durable, and nothing else may";
 const ACKNOWLEDGED: &str = "feedlens counts a message as sent when all in-sync replicas have it";
 
@@ -68,6 +70,12 @@ impl KafkaConfig {
             ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&self.security.as_str()),
             "kafka.security is {:?}; use \"plaintext\", \"ssl\", \"sasl_plaintext\" or \"sasl_ssl\"",
             self.security
+        );
+        ensure!(
+            self.sasl_mechanism.is_empty() || SASL_MECHANISMS.contains(&self.sasl_mechanism.as_str()),
+            "kafka.sasl_mechanism is {:?}; this build knows {}",
+            self.sasl_mechanism,
+            SASL_MECHANISMS.map(|known| format!("{known:?}")).join(", ")
         );
         ensure!(
             self.security.starts_with("sasl_") != self.sasl_mechanism.is_empty(),
@@ -453,6 +461,8 @@ mod tests {
             ("kafka.security=sasl_ssl", ["kafka.sasl_mechanism", "set both"]),
             ("kafka.sasl_mechanism=PLAIN", ["kafka.security", "or neither"]),
             ("kafka.brokers=\"\"", ["kafka.brokers", "host:port"]),
+            ("kafka.sasl_mechanism=OAUTHBEARER", ["kafka.sasl_mechanism", "SCRAM-SHA-256"]),
+            ("kafka.sasl_mechanism=GSSAPI", ["kafka.sasl_mechanism", "PLAIN"]),
             ("kafka.pause_after=4m", ["kafka.pause_after", "max.poll.interval.ms"]),
             ("ingest.drain_timeout=41s", ["ingest.drain_timeout (41s)", "session.timeout.ms (45s)"]),
             ("query.timeout=41s", ["query.timeout (41s)", "session.timeout.ms (45s)"]),

@@ -50,7 +50,7 @@ pub struct KafkaConfig {
     pub commit_interval: Duration,
     /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
     pub security: String,
-    /// For SASL: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER".
+    /// For SASL: "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512".
     pub sasl_mechanism: String,
     /// For PLAIN and SCRAM.
     pub sasl_username: String,

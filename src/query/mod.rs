@@ -61,6 +61,7 @@ pub struct QueryConfig {
 
 impl QueryConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        crate::service::address("query.listen", &self.listen)?;
         anyhow::ensure!(
             self.top_k >= 1 && self.top_k <= self.max_top_k,
             "query.top_k ({}) must be between 1 and query.max_top_k ({})",
