@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::extract::State;
@@ -19,6 +20,13 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::metrics::Metrics;
+
+mod serve;
+
+pub use serve::serve;
+
+/// A client of the admin endpoints that has not sent its request by then is cut off.
+const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Section `[log]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]

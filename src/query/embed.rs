@@ -20,6 +20,7 @@ pub struct QueryEncoder {
     fetcher: ImageFetcher,
     limits: DecodeLimits,
     decoding: Arc<Semaphore>,
+    places: Arc<Semaphore>,
 }
 
 impl QueryEncoder {
@@ -35,6 +36,7 @@ impl QueryEncoder {
             fetcher: ImageFetcher::new(images)?,
             limits: DecodeLimits { max_pixels: images.max_pixels },
             decoding: Arc::new(Semaphore::new(at_a_time)),
+            places: Arc::new(Semaphore::new(images.concurrency.min(Semaphore::MAX_PERMITS))),
         })
     }
 
@@ -70,13 +72,21 @@ impl QueryEncoder {
         picture: &ImageSource,
         work: impl FnOnce(&Picture) -> T + Send + 'static,
     ) -> Result<T, Fault> {
+        const NEVER_CLOSED: &str = "the semaphore is never closed. This is a bug.";
+        // From the first byte until it is decoded: the fetcher bounds the transfers alone, and pictures that have come would
+        // pile up in front of the decoders. A picture inside the request is there already, and counted by who took it in.
+        let place = match picture {
+            ImageSource::Base64(_) => None,
+            ImageSource::Url(_) | ImageSource::Path(_) => {
+                Some(Arc::clone(&self.places).acquire_owned().await.expect(NEVER_CLOSED))
+            }
+        };
         let bytes = self.fetcher.bytes(picture).await?;
         let limits = self.limits;
-        let permit =
-            Arc::clone(&self.decoding).acquire_owned().await.expect("the semaphore is never closed. This is a bug.");
+        let permit = Arc::clone(&self.decoding).acquire_owned().await.expect(NEVER_CLOSED);
         let decoded = tokio::task::spawn_blocking(move || {
             // Held by the work and not by the request: a request that was given up leaves its work running.
-            let _permit = permit;
+            let _held = (permit, place);
             decode(&bytes, &limits).map(|picture| work(&picture))
         });
         decoded.await.unwrap_or_else(|error| Err(Fault::fatal(format!("decoding a picture failed: {error}"))))

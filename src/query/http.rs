@@ -5,14 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, REFERRER_POLICY, RETRY_AFTER,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -21,7 +20,7 @@ use futures::StreamExt as _;
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,6 +29,7 @@ use crate::query::error::{ErrorCode, SearchError};
 use crate::query::request::{Parsed, SearchRequest};
 use crate::query::service::{SearchService, Source, humantime};
 use crate::query::stats::Stats;
+use crate::service::serve;
 
 /// Nothing is loaded from elsewhere, pictures included: a host that a post names must not learn who watches the feed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
@@ -49,24 +49,19 @@ struct App {
 }
 
 /// Serves until `shutdown`, then finishes what is under way within `query.timeout`.
-///
-/// # Errors
-/// The listener fails.
-pub async fn run(listener: TcpListener, service: Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
-    let grace = service.config().timeout;
-    let served = axum::serve(listener, router(service)).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+pub async fn run(listener: TcpListener, service: Arc<SearchService>, shutdown: CancellationToken) {
+    let timeout = service.config().timeout;
     tokio::select! {
-        served = served => served.context("the HTTP interface stopped"),
-        () = async { shutdown.cancelled().await; tokio::time::sleep(grace).await } => {
-            tracing::warn!("connections that were still open after {} are cut", humantime(grace));
-            Ok(())
+        () = serve(listener, router(service), timeout, shutdown.clone()) => {}
+        () = async { shutdown.cancelled().await; tokio::time::sleep(timeout).await } => {
+            tracing::warn!("connections that were still open after {} are cut", humantime(timeout));
         }
     }
 }
 
 /// The routes, for a server of one's own.
 pub fn router(service: Arc<SearchService>) -> Router {
-    let units = LARGE_BODIES * body_units(service.config().max_body_bytes);
+    let units = LARGE_BODIES * service.config().max_body_bytes.div_ceil(BODY_UNIT);
     let bodies = Arc::new(Semaphore::new((units as usize).min(Semaphore::MAX_PERMITS)));
     let app = App { stats: Arc::new(Stats::new(Arc::clone(&service))), service, bodies };
     let interface = Router::new()
@@ -86,10 +81,10 @@ pub fn router(service: Arc<SearchService>) -> Router {
 }
 
 async fn search_by_json(State(app): State<App>, request: Request) -> Result<Response, SearchError> {
-    let (headers, body) = (request.headers().clone(), request.into_body());
+    // Held to the answer: the picture in the body lives on until it is decoded.
+    let mut memory = None;
     let parsed = async {
-        let _memory = app.memory_for_body(&headers).await?;
-        let bytes = app.read_body(body).await?;
+        let bytes = app.read_body(request.into_body(), &mut memory).await?;
         app.parse(bytes).await.request
     };
     app.search(parsed.await).await
@@ -121,15 +116,21 @@ impl App {
         Ok(Json(self.service.search(request, Source::Http).await?).into_response())
     }
 
-    /// Room for a body until it is parsed: without it, as many bodies of the largest size as there are connections
-    /// would be in memory.
-    async fn memory_for_body(&self, headers: &HeaderMap) -> Result<SemaphorePermit<'_>, SearchError> {
-        let max = self.service.config().max_body_bytes;
-        let told = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        let units = body_units(told.unwrap_or(max).min(max)).min(u64::from(u32::MAX)) as u32;
-        let wait = self.service.config().max_wait;
-        match tokio::time::timeout(wait, self.bodies.acquire_many(units)).await {
-            Ok(permit) => Ok(permit.expect("the semaphore is never closed. This is a bug.")),
+    /// Takes room for what has arrived of a body, and not for what was announced: whoever announces much and sends little
+    /// must not keep others out.
+    async fn make_room(&self, memory: &mut Option<OwnedSemaphorePermit>, bytes: u64) -> Result<(), SearchError> {
+        let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let units = (bytes.div_ceil(BODY_UNIT) as usize).saturating_sub(held);
+        let room = Arc::clone(&self.bodies).acquire_many_owned(units.try_into().unwrap_or(u32::MAX));
+        match tokio::time::timeout(self.service.config().max_wait, room).await {
+            Ok(room) => {
+                let room = room.expect("the semaphore is never closed. This is a bug.");
+                match memory {
+                    Some(memory) => memory.merge(room),
+                    None => *memory = Some(room),
+                }
+                Ok(())
+            }
             Err(_) => Err(SearchError::for_now(
                 ErrorCode::Overloaded,
                 "too many large requests are arriving; try again in a moment",
@@ -138,7 +139,7 @@ impl App {
         }
     }
 
-    async fn read_body(&self, body: Body) -> Result<Vec<u8>, SearchError> {
+    async fn read_body(&self, body: Body, memory: &mut Option<OwnedSemaphorePermit>) -> Result<Vec<u8>, SearchError> {
         let config = self.service.config();
         let reading = async {
             let mut chunks = body.into_data_stream();
@@ -147,12 +148,13 @@ impl App {
                 let chunk = chunk.map_err(|_| SearchError::bad_request("the request's body broke off"))?;
                 seen += chunk.len() as u64;
                 if seen <= config.max_body_bytes {
+                    self.make_room(memory, seen).await?;
                     bytes.extend_from_slice(&chunk);
                 } else if seen > 2 * config.max_body_bytes {
                     break;
                 } else {
                     // Read on, for a while: a sender who is cut off while sending never sees the answer.
-                    bytes = Vec::new();
+                    (bytes, *memory) = (Vec::new(), None);
                 }
             }
             if seen > config.max_body_bytes {
@@ -176,10 +178,6 @@ impl App {
             .await
             .expect("parsing does not panic. This is a bug.")
     }
-}
-
-fn body_units(bytes: u64) -> u64 {
-    bytes.div_ceil(BODY_UNIT).max(1)
 }
 
 async fn check_key(State(app): State<App>, request: Request, next: Next) -> Response {

@@ -172,8 +172,9 @@ impl SearchService {
     /// source. Viewers so never load from hosts that a post names, which would tell those hosts who watches.
     ///
     /// # Errors
-    /// 422 where there is no such post or picture, or its source no longer has it; 503 as [`Self::search`].
+    /// 422 where there is no such post or picture, or its source no longer has it; 429 and 503 as [`Self::search`].
     pub async fn thumbnail(&self, post_id: &str) -> Result<Arc<str>, SearchError> {
+        let _permit = self.permit(Source::Http).await?;
         let timeout = self.parts.config.timeout;
         let made = tokio::time::timeout(timeout, self.find_thumbnail(post_id)).await;
         made.unwrap_or_else(|_| Err(too_slow("the picture", timeout)))

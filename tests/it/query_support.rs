@@ -96,7 +96,7 @@ pub struct Worker {
     pub service: Arc<SearchService>,
     pub store: SharedStore,
     pub shutdown: CancellationToken,
-    pub serving: JoinHandle<anyhow::Result<()>>,
+    pub serving: JoinHandle<()>,
     _folder: tempfile::TempDir,
 }
 

@@ -1,5 +1,6 @@
 //! Searches over HTTP, on the real model and the embedded store.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use feedlens::post::ImageSource;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::kafka_support::PATIENCE;
 use crate::query_support::{DRAWINGS, Worker, client, drawing_base64, post_ids, post_of, read};
 
 const FRUIT: [&str; 8] = ["1f34e", "1f34f", "1f34c", "1f347", "1f349", "1f353", "1f351", "1f352"];
@@ -15,6 +17,11 @@ const FRUIT: [&str; 8] = ["1f34e", "1f34f", "1f34c", "1f347", "1f349", "1f353", 
 async fn silent_host() -> (String, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     (format!("http://{}/picture.png", listener.local_addr().expect("bound")), listener)
+}
+
+/// A bare connection, for clients that misbehave.
+async fn connect(worker: &Worker) -> TcpStream {
+    TcpStream::connect(worker.url.strip_prefix("http://").expect("a URL")).await.expect("connects")
 }
 
 #[tokio::test]
@@ -119,17 +126,27 @@ async fn both_targets_reach_posts_that_only_one_of_them_knows() {
 #[tokio::test]
 async fn filters_hold_for_every_hit() {
     let worker = Worker::start(&[]).await;
-    let cases = [
-        (json!({"author": "甲"}), 9),
-        (json!({"lang": "en"}), 0),
-        (json!({"tags_any": ["水果"]}), 8),
-        (json!({"since": "2026-11-20T08:00:00Z"}), 10),
-        (json!({"until": "2026-11-20T08:00:00Z"}), 8),
-        (json!({"author": "乙", "tags_any": ["其他"], "since": "2026-11-20T10:00:00Z"}), 4),
+    // Posts by their number: one an hour, authors in turn, the first eight are fruit.
+    type Holds = fn(usize) -> bool;
+    let cases: [(Value, Holds); 6] = [
+        (json!({"author": "甲"}), |index| index.is_multiple_of(2)),
+        (json!({"lang": "en"}), |_| false),
+        (json!({"tags_any": ["水果"]}), |index| index < 8),
+        (json!({"since": "2026-11-20T08:00:00Z"}), |index| index >= 8),
+        (json!({"until": "2026-11-20T08:00:00Z"}), |index| index < 8),
+        (json!({"author": "乙", "tags_any": ["其他"], "since": "2026-11-20T10:00:00Z"}), |index| {
+            index >= 10 && !index.is_multiple_of(2)
+        }),
     ];
-    for (filter, expected) in cases {
+    for (filter, holds) in cases {
         let (_, answer) = worker.ask(&json!({"topic": "水果", "top_k": 50, "filter": filter})).await;
-        assert_eq!((post_ids(&answer).len(), &answer["candidates"]), (expected, &json!(expected)), "{filter}");
+        let expected: BTreeSet<String> = (0..DRAWINGS.len())
+            .filter(|index| holds(*index))
+            .map(|index| format!("demo:{}", DRAWINGS[index].0))
+            .collect();
+        let found: BTreeSet<String> = post_ids(&answer).into_iter().collect();
+        assert_eq!((&found, &answer["candidates"]), (&expected, &json!(expected.len())), "{filter}");
+        assert_eq!(post_ids(&answer).len(), expected.len(), "each once: {filter}");
     }
 }
 
@@ -205,6 +222,7 @@ async fn beyond_the_limit_a_search_is_told_to_come_back_and_a_slow_one_ends() {
     let refused = async {
         // The slow search holds the only place once it has called the host.
         let connection = listener.accept().await.expect("a connection");
+        assert_eq!(worker.get("/v1/thumbnail?post_id=demo:1f34e").await.0, 429, "a picture takes a place too");
         let response = client().get(format!("{}/v1/search?q=海", worker.url)).send().await.expect("an answer");
         assert_eq!(response.headers().get("retry-after").map(|value| value.as_bytes()), Some(&b"1"[..]));
         (read(response).await, connection)
@@ -219,13 +237,69 @@ async fn beyond_the_limit_a_search_is_told_to_come_back_and_a_slow_one_ends() {
 #[tokio::test]
 async fn a_body_that_never_ends_is_answered() {
     let worker = Worker::empty(&["query.timeout=300ms"]).await;
-    let address = worker.url.strip_prefix("http://").expect("a URL");
-    let mut connection = TcpStream::connect(address).await.expect("connects");
+    let mut connection = connect(&worker).await;
     let head = "POST /v1/search HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{\"topic\"";
     connection.write_all(head.as_bytes()).await.expect("writes");
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.expect("reads");
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("did not arrive within"), "{answer}");
+}
+
+#[tokio::test]
+async fn headers_that_never_end_do_not_hold_a_connection() {
+    let worker = Worker::empty(&["query.timeout=300ms"]).await;
+    let mut connection = connect(&worker).await;
+    connection.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").await.expect("writes");
+    let closed = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut Vec::new())).await;
+    closed.expect("the worker closes the connection").expect("reads");
+}
+
+#[tokio::test]
+async fn senders_who_announce_much_and_send_little_keep_nobody_out() {
+    let worker = Worker::start(&["query.max_wait=50ms"]).await;
+    let head = "POST /v1/search HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut connection = connect(&worker).await;
+        connection.write_all(head.as_bytes()).await.expect("writes");
+        // The worker waits for the body now.
+        let mut answer = [0; 12];
+        connection.read_exact(&mut answer).await.expect("reads");
+        assert_eq!(&answer, b"HTTP/1.1 100");
+        connection.write_all(b"1\r\n{\r\n").await.expect("writes");
+        slow.push(connection);
+    }
+    let (status, answer) = worker.ask(&json!({"topic": "海"})).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
+async fn a_large_request_counts_until_its_picture_is_decoded() {
+    let networks = "images.allow_networks=[\"127.0.0.0/8\"]";
+    let patient = ["query.kafka=false", "query.timeout=60s", "images.timeout=60s", networks];
+    let limits = ["query.max_body_bytes=20480", "query.max_wait=50ms"];
+    let worker = Worker::start(&[&patient[..], &limits].concat()).await;
+    let (host, listener) = silent_host().await;
+    let large = |request: Value| format!("{}{request}", " ".repeat(19_000));
+    let post = |body: String| client().post(format!("{}/v1/search", worker.url)).body(body).send();
+    let slow = futures::future::join_all((0..4).map(|_| post(large(json!({"image": {"url": host}})))));
+    let refused = async {
+        let mut connections = Vec::new();
+        for _ in 0..4 {
+            // Its body is read and parsed once its picture is asked for.
+            connections.push(listener.accept().await.expect("a connection"));
+        }
+        let refused = read(post(large(json!({"topic": "海"}))).await.expect("an answer")).await;
+        let small = worker.ask(&json!({"topic": "海"})).await.0;
+        // Their host breaks off, and the four end.
+        drop(connections);
+        (refused, small)
+    };
+    let (_, ((status, answer), small)) = tokio::join!(slow, refused);
+    assert_eq!((status, answer["error"]["code"].as_str()), (429, Some("overloaded")), "{answer}");
+    assert_eq!(small, 200, "there is room for small ones");
+    let (status, answer) = read(post(large(json!({"topic": "海"}))).await.expect("an answer")).await;
+    assert_eq!(status, 200, "the room is free again: {answer}");
 }
 
 #[tokio::test]
@@ -256,7 +330,7 @@ async fn a_search_under_way_is_answered_before_the_end() {
     let ((status, answer), ()) = tokio::join!(asked, ending);
     assert_eq!((status, post_ids(&answer)[0].as_str()), (200, "demo:1f34e"), "{answer}");
     let served = tokio::time::timeout(Duration::from_secs(20), worker.serving).await;
-    served.expect("ends in time").expect("no panic").expect("no error");
+    served.expect("ends in time").expect("no panic");
 }
 
 #[tokio::test]
