@@ -162,7 +162,8 @@ pub async fn bind(listen: &str, key: &str) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {listen} (set {key} to a free address:port)"))
 }
 
-/// Serves `/metrics`, `/livez` and `/readyz` until `shutdown`, from a task of its own.
+/// Serves `/metrics`, `/livez` and `/readyz` from a task of its own, to the end of the process: a drain can be watched.
+/// From `shutdown` on the worker is no longer ready.
 ///
 /// # Errors
 /// The address is malformed or taken.
@@ -180,13 +181,8 @@ pub async fn start_admin(
         .route("/metrics", get(render_metrics))
         .route("/livez", get(async || Json(serde_json::json!({"status": "ok"}))))
         .route("/readyz", get(readyz))
-        .with_state(Admin { metrics, ready });
-    tokio::spawn(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the admin endpoints stopped");
-        }
-    });
+        .with_state(Admin { metrics, ready, shutdown });
+    tokio::spawn(serve(listener, router, ADMIN_HEADER_TIMEOUT, CancellationToken::new()));
     Ok(())
 }
 
@@ -195,6 +191,9 @@ async fn render_metrics(State(admin): State<Admin>) -> impl IntoResponse {
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    if admin.shutdown.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({"status": "draining"})));
+    }
     match (admin.ready)().await {
         Ok(()) => (StatusCode::OK, Json(serde_json::json!({"status": "ready"}))),
         Err(error) => (

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::cli::start;
 use crate::config::Config;
 use crate::ingest::{self, IngestParts};
-use crate::kafka;
+use crate::kafka::{self, StatusSlot};
 use crate::metrics::Metrics;
 use crate::service;
 
@@ -27,11 +27,11 @@ impl Arguments {
         let metrics = Arc::new(Metrics::new());
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
-        let ready = start::readiness(encoder.clone(), store.clone());
+        let consumer = StatusSlot::default();
+        let ready = start::readiness(encoder.clone(), store.clone(), Some(consumer.clone()));
         service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
-        let parts = IngestParts { encoder, store: store.clone(), metrics };
+        let parts = IngestParts { encoder, store: store.clone(), metrics, consumer };
         let ended = ingest::run(&config, parts, shutdown).await;
-        store.close().await?;
-        ended
+        start::close(&store, ended).await
     }
 }

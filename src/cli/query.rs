@@ -8,6 +8,7 @@ use clap::Args;
 use crate::cli::start;
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
+use crate::kafka::StatusSlot;
 use crate::metrics::Metrics;
 use crate::query::embed::QueryEncoder;
 use crate::query::service::{ModelInfo, SearchService, ServiceParts};
@@ -31,19 +32,22 @@ impl Arguments {
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = search_service(&config, &encoder, &store, &metrics)?;
         let listener = service::bind(&config.query.listen, "query.listen").await?;
-        let ready = start::readiness(encoder, store.clone());
+        let consumer = config.query.kafka.then(StatusSlot::default);
+        let ready = start::readiness(encoder, store.clone(), consumer.clone());
         service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
         tracing::info!(listen = config.query.listen, "answering searches");
-        let served = http::run(listener, search.clone(), shutdown.clone());
+        let served = async {
+            http::run(listener, search.clone(), shutdown.clone()).await;
+            Ok(())
+        };
         let answered = async {
-            match config.query.kafka {
-                true => kafka::run(&config.kafka, search.clone(), shutdown.clone()).await,
-                false => Ok(()),
+            match consumer {
+                Some(consumer) => kafka::run(&config.kafka, search.clone(), consumer, shutdown.clone()).await,
+                None => Ok(()),
             }
         };
         let ended = tokio::try_join!(served, answered).map(drop);
-        store.close().await?;
-        ended
+        start::close(&store, ended).await
     }
 }
 

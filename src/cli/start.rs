@@ -7,6 +7,7 @@ use futures::FutureExt;
 
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
+use crate::kafka::StatusSlot;
 use crate::metrics::Metrics;
 use crate::service::Readiness;
 use crate::store::{self, ModelStamp, SharedStore};
@@ -27,14 +28,52 @@ pub async fn open_store(config: &Config, encoder: &Encoder, metrics: &Metrics) -
     Ok(store::open(&config.store, &stamp, metrics).await?)
 }
 
-/// Ready: the golden inputs give their vectors, and the store answers.
-pub fn readiness(encoder: Encoder, store: SharedStore) -> Readiness {
+/// Ready: the golden inputs give their vectors, the store answers, and so does Kafka where something is consumed.
+pub fn readiness(encoder: Encoder, store: SharedStore, consumer: Option<StatusSlot>) -> Readiness {
     Arc::new(move || {
-        let (encoder, store) = (encoder.clone(), store.clone());
+        let (encoder, store, consumer) = (encoder.clone(), store.clone(), consumer.clone());
         async move {
             encoder.check_golden().await.context("encoder")?;
-            store.ready().await.context("store")
+            store.ready().await.context("store")?;
+            consumer.map_or(Ok(()), |consumer| consumer.ready()).context("kafka")
         }
         .boxed()
     })
+}
+
+/// Closes the store at the end of a command. What ended the command is told before a store that could not be closed: it is
+/// often the reason for both.
+pub async fn close<T>(store: &SharedStore, ended: Result<T>) -> Result<T> {
+    match (ended, store.close().await) {
+        (Ok(done), Ok(())) => Ok(done),
+        (Ok(_), Err(fault)) => Err(fault.into()),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(fault)) => {
+            tracing::error!(%fault, "the store could not be closed");
+            Err(error)
+        }
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    /// An embedded store whose folder is gone: it cannot be closed.
+    async fn broken_store() -> SharedStore {
+        let folder = tempfile::tempdir().expect("a folder");
+        let set = vec!["store.kind=edge".to_owned(), format!("store.edge.dir={}", folder.path().join("s").display())];
+        let config = Config::load(&[], &Overrides { files: vec![], set }).expect("loads");
+        let stamp = ModelStamp { model: "m".to_owned(), dimension: 4 };
+        store::open(&config.store, &stamp, &Metrics::new()).await.expect("opens")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_ended_a_command_is_told_before_a_store_that_cannot_be_closed() {
+        let failed = close::<()>(&broken_store().await, Err(anyhow::anyhow!("the brokers are gone"))).await;
+        assert_eq!(failed.expect_err("it failed").to_string(), "the brokers are gone");
+        let only_closing = close(&broken_store().await, Ok(())).await;
+        assert!(only_closing.expect_err("it cannot be closed").to_string().contains("store"));
+    }
 }

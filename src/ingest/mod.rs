@@ -27,7 +27,7 @@ use crate::encode::encoder::Encoder;
 use crate::error::Fault;
 use crate::ingest::prepare::Preparer;
 use crate::ingest::write::{Pending, Writer};
-use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, Subscription};
+use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, StatusSlot, Subscription};
 use crate::metrics::Metrics;
 use crate::store::SharedStore;
 
@@ -82,6 +82,8 @@ pub struct IngestParts {
     pub store: SharedStore,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// Where the worker tells how its consumer is.
+    pub consumer: StatusSlot,
 }
 
 /// Indexes the posts topic until `shutdown`, then finishes what is in flight within `ingest.drain_timeout` and commits.
@@ -89,7 +91,7 @@ pub struct IngestParts {
 /// # Errors
 /// The brokers do not answer at the start, or a stage says that going on is wrong.
 pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
-    let IngestParts { encoder, store, metrics } = parts;
+    let IngestParts { encoder, store, metrics, consumer } = parts;
     let (posts, images) = (config.posts.clone(), config.images.clone());
     let preparer = Arc::new(Preparer::new(encoder, posts, images, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
@@ -99,6 +101,7 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;
     let (source, envelopes) = Source::start(&config.kafka, subscription, limits, drain, metrics.clone()).await?;
+    consumer.fill(source.status());
 
     let (to_write, pending) = mpsc::channel(config.ingest.write_batch);
     let mut stages = JoinSet::new();

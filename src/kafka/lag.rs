@@ -35,7 +35,9 @@ fn run(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset, signa
 fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset) -> KafkaResult<bool> {
     let owned = shared.owned().iter().map(|(partition, it)| (partition.clone(), it.clone())).collect::<Vec<_>>();
     if owned.is_empty() {
-        return Ok(false);
+        // A member without partitions asks nothing, and would not notice that brokers that were away are back.
+        let is_away = !shared.status.snapshot().connected;
+        return if is_away { consumer.fetch_metadata(None, ANSWER_TIMEOUT).map(|_| true) } else { Ok(false) };
     }
     let ends = offsets_at(consumer, owned.iter().map(|(partition, _)| partition), Offset::End)?;
 

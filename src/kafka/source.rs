@@ -2,7 +2,7 @@
 //! stream of [`Envelope`]s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,15 @@ use tokio::sync::{mpsc, oneshot};
 use super::KafkaConfig;
 use super::envelope::{Envelope, Inflight, InflightLimits, Ownership};
 use super::poll::Poller;
-use crate::error::Fault;
+use crate::error::{Fault, Outage};
 use crate::metrics::Metrics;
 
 /// Beyond the drain deadline: the last commit, and leaving the group.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
+
+/// A poll thread that has not polled for so long hangs: it polls several times a second, and waits for nothing longer than
+/// a request to a broker.
+const HUNG_AFTER: Duration = Duration::from_secs(30);
 
 /// What is consumed, and with whom it is shared.
 #[derive(Debug, Clone)]
@@ -215,6 +219,32 @@ impl SourceMetrics {
     }
 }
 
+/// Where a worker tells how its consumer is, for `/readyz`; empty until the consumer has started.
+#[derive(Debug, Clone, Default)]
+pub struct StatusSlot(Arc<OnceLock<Arc<SourceStatus>>>);
+
+impl StatusSlot {
+    /// Tells; only the first telling counts.
+    pub fn fill(&self, status: Arc<SourceStatus>) {
+        let _ = self.0.set(status);
+    }
+
+    /// Whether the consumer can do its work.
+    ///
+    /// # Errors
+    /// [`Fault::Retry`] that says why it cannot.
+    pub fn ready(&self) -> Result<(), Fault> {
+        match self.0.get() {
+            None => Err(not_ready("the consumer has not started yet")),
+            Some(status) => status.snapshot().ready(),
+        }
+    }
+}
+
+fn not_ready(detail: impl Into<String>) -> Fault {
+    Fault::retry(Outage::Broker, detail)
+}
+
 /// How a consumer is, kept by its poll thread.
 #[derive(Debug)]
 pub struct SourceStatus {
@@ -246,6 +276,26 @@ pub struct StatusSnapshot {
     pub last_error: Option<String>,
     /// Time since the last poll; more than seconds means that the poll thread hangs.
     pub since_poll: Option<Duration>,
+}
+
+impl StatusSnapshot {
+    /// Whether the consumer can do its work. One without partitions can: the group settles, or has more members than there
+    /// are partitions.
+    ///
+    /// # Errors
+    /// [`Fault::Retry`]: no broker answers, or the poll thread hangs.
+    pub fn ready(&self) -> Result<(), Fault> {
+        if !self.connected {
+            let reason = self.last_error.as_deref().unwrap_or("none has answered yet");
+            return Err(not_ready(format!("no broker answers: {reason}")));
+        }
+        match self.since_poll {
+            Some(since) if since > HUNG_AFTER => {
+                Err(not_ready(format!("the poll thread hangs since {} s; start this worker again", since.as_secs())))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl SourceStatus {
@@ -327,5 +377,29 @@ impl SourceStatus {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_without_brokers_or_with_a_hung_thread_is_not_ready() {
+        let reason = |status: &StatusSlot| status.ready().expect_err("not ready").to_string();
+        let slot = StatusSlot::default();
+        assert!(reason(&slot).contains("not started"));
+        let status = SourceStatus::new("localhost:9092");
+        slot.fill(status.clone());
+        assert!(reason(&slot).contains("no broker"));
+        status.recovered();
+        status.polled();
+        slot.ready().expect("brokers answer and the thread polls");
+
+        status.failed(&KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
+        assert!(reason(&slot).contains("1/1 brokers are down"));
+        status.recovered();
+        status.lock().last_poll = Some(Instant::now() - HUNG_AFTER - Duration::from_secs(1));
+        assert!(reason(&slot).contains("hangs since 31 s"), "{}", reason(&slot));
     }
 }

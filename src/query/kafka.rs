@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result};
+use futures::FutureExt as _;
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,7 +27,12 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The brokers do not answer at the start, or the results topic cannot be written.
-pub async fn run(config: &KafkaConfig, service: Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(
+    config: &KafkaConfig,
+    service: Arc<SearchService>,
+    consumer: StatusSlot,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let query = service.config();
     let producer = Producer::new(config)?;
     let subscription = Subscription { topics: vec![query.requests_topic.clone()], group: query.group.clone() };
@@ -33,32 +40,51 @@ pub async fn run(config: &KafkaConfig, service: Arc<SearchService>, shutdown: Ca
     let limits = InflightLimits { posts: 2 * query.max_concurrent, bytes: 4 * query.max_body_bytes };
     let drain = query.timeout;
     let metrics = Arc::clone(service.metrics());
-    let (source, mut requests) = Source::start(config, subscription, limits, drain, metrics).await?;
+    let (source, requests) = Source::start(config, subscription, limits, drain, metrics).await?;
+    consumer.fill(source.status());
     tracing::info!(requests = query.requests_topic, results = query.results_topic, "answering requests over Kafka");
     let worker = Arc::new(Worker { service, producer });
+    let mut answering = AbortOnDropHandle::new(tokio::spawn(answer_all(worker, requests)));
+    let ended = tokio::select! {
+        ended = &mut answering => Some(ended),
+        () = shutdown.cancelled() => None,
+    };
+    // The source waits for all that it handed out, so answering goes on meanwhile.
+    let stopped = source.stop(if ended.is_none() { drain } else { Duration::ZERO }).await;
+    let is_done = stopped.as_ref().is_ok_and(|report| report.abandoned == 0);
+    let ended = match ended {
+        None if is_done => Some(answering.await),
+        None => answering.now_or_never(),
+        ended => ended,
+    };
+    if let Some(ended) = ended {
+        ended.context("answering requests panicked")??;
+    }
+    let report = stopped?;
+    tracing::info!(settled = report.settled, abandoned = report.abandoned, "no more requests are answered over Kafka");
+    Ok(())
+}
+
+/// Answers until the stream ends and the last answer is sent; at the first failure it gives up.
+async fn answer_all(worker: Arc<Worker>, mut requests: mpsc::Receiver<Envelope>) -> Result<()> {
     let mut answering = JoinSet::new();
-    let mut failed = None;
     loop {
         tokio::select! {
+            Some(answered) = answering.join_next() => flatten(answered)?,
             request = requests.recv() => match request {
                 Some(request) => { answering.spawn(Arc::clone(&worker).settle(request)); }
                 None => break,
             },
-            Some(answered) = answering.join_next() => {
-                if let Err(error) = answered.unwrap_or_else(|panic| Err(anyhow!("answering a request failed: {panic}"))) {
-                    failed = Some(error);
-                    break;
-                }
-            }
-            () = shutdown.cancelled() => break,
         }
     }
-    // Those under way go on meanwhile, and the source waits for them.
-    let stopped = source.stop(if failed.is_some() { Duration::ZERO } else { drain }).await;
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(stopped.map(drop)?),
+    while let Some(answered) = answering.join_next().await {
+        flatten(answered)?;
     }
+    Ok(())
+}
+
+fn flatten(answered: Result<Result<()>, JoinError>) -> Result<()> {
+    answered.context("answering a request failed")?
 }
 
 struct Worker {

@@ -70,7 +70,12 @@ impl Bench {
 
     pub fn work_with(&self, store: SharedStore) -> Worker {
         let (metrics, stop) = (Arc::new(Metrics::new()), CancellationToken::new());
-        let parts = IngestParts { encoder: self.encoder.clone(), store, metrics: metrics.clone() };
+        let parts = IngestParts {
+            encoder: self.encoder.clone(),
+            store,
+            metrics: metrics.clone(),
+            consumer: Default::default(),
+        };
         let (config, token) = (self.config.clone(), stop.clone());
         let running = tokio::spawn(async move { ingest::run(&config, parts, token).await });
         Worker { metrics, stop, running }

@@ -1,4 +1,4 @@
-//! The real ingest worker, as tests start it.
+//! The real workers, as tests start them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
-/// A `feedlens ingest` with an embedded store, and its admin port.
+/// A worker with an embedded store, and its admin port.
 pub struct Running {
     child: Child,
     admin: u16,
@@ -20,8 +20,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it on these brokers, with further settings `a.b=value`.
+    /// `feedlens ingest`.
     pub fn ingest(brokers: &str, further: &[&str]) -> Self {
+        Self::start("ingest", brokers, further)
+    }
+
+    /// Starts a command on these brokers, with further settings `a.b=value`.
+    pub fn start(command: &str, brokers: &str, further: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin = free_port();
         let settings = [
@@ -30,9 +35,10 @@ impl Running {
             format!("kafka.brokers={brokers}"),
             format!("admin.listen=127.0.0.1:{admin}"),
             "kafka.commit_interval=100ms".to_owned(),
+            "query.listen=127.0.0.1:0".to_owned(),
             "images.allow_networks=[\"127.0.0.0/8\"]".to_owned(),
         ];
-        let mut command = feedlens(&["ingest"]);
+        let mut command = feedlens(&[command]);
         for setting in settings.iter().map(String::as_str).chain(further.iter().copied()) {
             command.args(["--set", setting]);
         }

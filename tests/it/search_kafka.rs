@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use feedlens::kafka::{EmbeddedBroker, Producer, Source, Subscription};
+use feedlens::kafka::{EmbeddedBroker, KafkaConfig, Producer, Source, StatusSlot, Subscription};
 use feedlens::metrics::Metrics;
 use feedlens::query::kafka;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka_support::{self, ROOMY, receive};
+use crate::kafka_support::{self, PATIENCE, ROOMY, receive, wait_until};
 use crate::query_support::{Worker, post_ids};
 
 const REQUESTS: &str = "search.requests";
@@ -24,7 +25,7 @@ async fn every_request_is_answered_under_its_id() {
     let shutdown = CancellationToken::new();
     let answering = {
         let (config, service, shutdown) = (config.clone(), worker.service.clone(), shutdown.clone());
-        tokio::spawn(async move { kafka::run(&config, service, shutdown).await })
+        tokio::spawn(async move { kafka::run(&config, service, StatusSlot::default(), shutdown).await })
     };
 
     let producer = Producer::new(&config).expect("a producer");
@@ -60,7 +61,7 @@ async fn every_request_is_answered_under_its_id() {
         let key = String::from_utf8(envelope.key.clone().expect("a key")).expect("UTF-8");
         let answer: Value = serde_json::from_slice(envelope.payload.as_ref().expect("a value")).expect("JSON");
         assert_eq!(answer["request_id"], json!(key), "{answer}");
-        answers.insert(key, answer);
+        assert_eq!(answers.insert(key, answer), None, "answered twice");
         envelope.settle();
     }
     assert_eq!(post_ids(&answers["good"]).len(), 5);
@@ -82,7 +83,53 @@ async fn every_request_is_answered_under_its_id() {
     shutdown.cancel();
     let ended = tokio::time::timeout(Duration::from_secs(30), answering).await;
     ended.expect("ends in time").expect("no panic").expect("no error");
+    assert_eq!(messages_in(&config, RESULTS, 2).await, requests.len() as i64, "one answer for each request");
     drop(source);
+}
+
+/// How many messages were ever written to a topic.
+async fn messages_in(config: &KafkaConfig, topic: &'static str, partitions: i32) -> i64 {
+    let config = config.clone();
+    let count = move || {
+        let consumer = config.client_config().set("group.id", "reader").create::<BaseConsumer>().expect("a consumer");
+        let ends = (0..partitions).map(|partition| consumer.fetch_watermarks(topic, partition, PATIENCE));
+        ends.map(|marks| marks.expect("watermarks").1).sum()
+    };
+    tokio::task::spawn_blocking(count).await.expect("no panic")
+}
+
+/// On one thread: while it is blocked here, requests pile up between the poll thread and the worker, as under load.
+#[tokio::test]
+async fn a_stop_under_load_answers_what_was_taken_and_ends() {
+    const COUNT: u64 = 20;
+    let worker = Worker::start(&["query.max_concurrent=16", "query.kafka=false", "query.timeout=10m"]).await;
+    let broker = EmbeddedBroker::start(&[(REQUESTS, 1), (RESULTS, 1)]).expect("the broker starts");
+    let mut config = kafka_support::config(&broker.bootstrap());
+    // So that the metrics count what is handed out.
+    config.posts_topic = REQUESTS.to_owned();
+    let (shutdown, consumer) = (CancellationToken::new(), StatusSlot::default());
+    let answering = {
+        let (config, service) = (config.clone(), worker.service.clone());
+        let (shutdown, consumer) = (shutdown.clone(), consumer.clone());
+        tokio::spawn(async move { kafka::run(&config, service, consumer, shutdown).await })
+    };
+    wait_until("the consumer", async || consumer.ready().is_ok()).await;
+    let producer = Producer::new(&config).expect("a producer");
+    for number in 0..COUNT {
+        let request = json!({"request_id": format!("r{number}"), "topic": format!("水果 {number}")}).to_string();
+        let sent = producer.send(REQUESTS, None, Some(request.as_bytes()), &[]);
+        futures::executor::block_on(sent).expect("the request is sent");
+    }
+    let consumed = &worker.service.metrics().posts_consumed;
+    let deadline = Instant::now() + PATIENCE;
+    while consumed.get() < COUNT {
+        assert!(Instant::now() < deadline, "{} requests were handed out", consumed.get());
+        std::thread::yield_now();
+    }
+    shutdown.cancel();
+    let ended = tokio::time::timeout(PATIENCE, answering).await;
+    ended.expect("ends long before the deadline of the drain").expect("no panic").expect("no error");
+    assert_eq!(messages_in(&config, RESULTS, 1).await, COUNT as i64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,6 +137,8 @@ async fn brokers_that_are_not_there_end_the_start() {
     let worker = Worker::empty(&[]).await;
     let mut config = kafka_support::config("127.0.0.1:9");
     config.start_timeout = Duration::from_millis(500);
-    let error = kafka::run(&config, worker.service.clone(), CancellationToken::new()).await.expect_err("no broker");
+    let error = kafka::run(&config, worker.service.clone(), StatusSlot::default(), CancellationToken::new())
+        .await
+        .expect_err("no broker");
     assert!(error.to_string().contains("127.0.0.1:9"), "{error:#}");
 }

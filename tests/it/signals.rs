@@ -79,8 +79,13 @@ async fn second_sigterm_stops_at_once_and_commits_nothing_unsettled() {
     send(&broker.bootstrap(), &[stuck, rest]).await;
     wait_until("the second post indexed", async || running.metric("feedlens_posts_indexed_total") >= 1.0).await;
     running.terminate();
-    // The signals must not merge into one: the first closes the admin port.
-    wait_until("the first signal seen", async || running.get("/livez").is_none()).await;
+    // A drain can be watched, and the worker gets no more work meanwhile. (And the signals must not merge into one.)
+    wait_until("the drain to show", async || {
+        running.get("/readyz").is_some_and(|(status, body)| status == 503 && body.contains("draining"))
+    })
+    .await;
+    assert_eq!(running.get("/livez").expect("answers").0, 200);
+    wait_until("the one post that is stuck", async || running.metric("feedlens_inflight_posts") == 1.0).await;
     running.terminate();
     let (code, log) = running.end();
     assert_eq!(code, Some(1), "{log}");
@@ -88,4 +93,24 @@ async fn second_sigterm_stops_at_once_and_commits_nothing_unsettled() {
     let mut kafka = kafka_support::config(&broker.bootstrap());
     kafka.posts_topic = "posts".to_owned();
     assert!(committed_of("feedlens-ingest", &kafka) <= 0, "the stuck post was committed past");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_brokers_are_gone_is_not_ready() {
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1), ("search.requests", 1)]).expect("a broker");
+    let workers = ["ingest", "query"].map(|command| Running::start(command, &broker.bootstrap(), &[]));
+    for running in &workers {
+        wait_until("the worker to be ready", async || running.get("/readyz").is_some_and(|(status, _)| status == 200))
+            .await;
+    }
+    drop(broker);
+    for running in workers {
+        wait_until("the worker to see it", async || {
+            running
+                .get("/readyz")
+                .is_some_and(|(status, body)| status == 503 && body.contains("kafka: no broker answers"))
+        })
+        .await;
+        assert_eq!(running.get("/livez").expect("answers").0, 200);
+    }
 }
