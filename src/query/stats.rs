@@ -8,6 +8,7 @@ use prometheus::core::Collector as _;
 use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::Metrics;
 use crate::query::service::SearchService;
@@ -16,6 +17,9 @@ use crate::query::service::SearchService;
 const INTERVAL: Duration = Duration::from_millis(900);
 /// Rates are averages over so long.
 const WINDOW: Duration = Duration::from_secs(10);
+/// The store is asked for its posts at most so often, by each worker; the demo, whose store is its own, every second.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+const COUNT_INTERVAL_OF_DEMO: Duration = Duration::from_secs(1);
 /// A store that counts for longer than this is shown as not answering.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -24,7 +28,7 @@ const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Snapshot {
     /// The model's id.
     pub model: String,
-    /// Live posts in the store; null while the store does not answer.
+    /// Live posts in the store, about and a few seconds ago; null while the store does not answer.
     pub posts: Option<u64>,
     /// Posts indexed each second, over the last 10 s: by the ingest of this process, or else as the store grew.
     pub posts_per_second: f64,
@@ -49,14 +53,47 @@ pub struct Stats {
 #[derive(Default)]
 struct History {
     samples: VecDeque<Sample>,
-    latest: Option<Snapshot>,
+    latest: Option<(Instant, Snapshot)>,
+    count: Count,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Sample {
     at: Instant,
     /// What the rate is the growth of.
     indexed: u64,
+}
+
+/// The store's posts, as last counted.
+#[derive(Default)]
+struct Count {
+    asked: Option<Instant>,
+    under_way: Option<AbortOnDropHandle<Option<Sample>>>,
+    latest: Option<Sample>,
+}
+
+impl Count {
+    /// What was counted last. Whoever asks waits only where nothing is known; a new count comes with a later question.
+    async fn read<F>(&mut self, interval: Duration, count: impl FnOnce() -> F) -> Option<Sample>
+    where
+        F: Future<Output = Option<u64>> + Send + 'static,
+    {
+        if self.under_way.is_none() && self.asked.is_none_or(|asked| asked.elapsed() >= interval) {
+            self.asked = Some(Instant::now());
+            let counted = tokio::time::timeout(COUNT_TIMEOUT, count());
+            self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                let indexed = counted.await.ok()??;
+                Some(Sample { at: Instant::now(), indexed })
+            })));
+        }
+        if let Some(counting) = &mut self.under_way
+            && (self.latest.is_none() || counting.is_finished())
+        {
+            self.latest = counting.await.ok().flatten();
+            self.under_way = None;
+        }
+        self.latest
+    }
 }
 
 impl Stats {
@@ -67,24 +104,25 @@ impl Stats {
 
     /// The numbers, at most a second old.
     pub async fn snapshot(&self) -> Snapshot {
-        // Held over the count on purpose: whoever asks meanwhile gets the same numbers, and the store one question.
+        // Held over the first count on purpose: whoever asks meanwhile gets the same numbers, and the store one question.
         let mut history = self.history.lock().await;
-        if let (Some(latest), Some(sample)) = (&history.latest, history.samples.back())
-            && sample.at.elapsed() < INTERVAL
+        if let Some((read, latest)) = &history.latest
+            && read.elapsed() < INTERVAL
         {
             return latest.clone();
         }
         let snapshot = self.read(&mut history).await;
-        history.latest = Some(snapshot.clone());
+        history.latest = Some((Instant::now(), snapshot.clone()));
         snapshot
     }
 
     async fn read(&self, history: &mut History) -> Snapshot {
-        let counted = tokio::time::timeout(COUNT_TIMEOUT, self.service.store().count()).await;
-        let posts = counted.ok().and_then(Result::ok);
         let metrics = self.service.metrics();
         let lag = ingest_lag(metrics, &self.service.config().requests_topic);
         let ingests_here = lag.is_some() || metrics.posts_consumed.get() > 0;
+        let interval = if ingests_here { COUNT_INTERVAL_OF_DEMO } else { COUNT_INTERVAL };
+        let store = Arc::clone(self.service.store());
+        let posts = history.count.read(interval, async move || store.estimate().await.ok()).await;
         let indexed = ingests_here.then(|| metrics.posts_indexed.get());
         let dead_lettered = ingests_here.then(|| {
             metrics
@@ -99,8 +137,8 @@ impl Stats {
         let total = metrics.search_seconds.with_label_values(&["total"]);
         Snapshot {
             model: self.service.model().id.clone(),
-            posts,
-            posts_per_second: history.rate(indexed.or(posts)),
+            posts: posts.map(|posts| posts.indexed),
+            posts_per_second: history.rate(indexed.map(|indexed| Sample { at: Instant::now(), indexed }).or(posts)),
             indexed,
             dead_lettered,
             lag,
@@ -112,20 +150,22 @@ impl Stats {
 }
 
 impl History {
-    fn rate(&mut self, indexed: Option<u64>) -> f64 {
-        let at = Instant::now();
-        let Some(indexed) = indexed else {
+    fn rate(&mut self, sample: Option<Sample>) -> f64 {
+        let Some(sample) = sample else {
             self.samples.clear();
             return 0.0;
         };
         // One older than the window stays, or a page that asks rarely would see no rate at all.
-        while self.samples.get(1).is_some_and(|second| at - second.at >= WINDOW) {
+        while self.samples.get(1).is_some_and(|second| sample.at - second.at >= WINDOW) {
             self.samples.pop_front();
         }
-        self.samples.push_back(Sample { at, indexed });
+        // The store's count is seen several times.
+        if self.samples.back() != Some(&sample) {
+            self.samples.push_back(sample);
+        }
         let first = self.samples[0];
-        let seconds = (at - first.at).as_secs_f64();
-        if seconds > 0.0 { indexed.saturating_sub(first.indexed) as f64 / seconds } else { 0.0 }
+        let seconds = (sample.at - first.at).as_secs_f64();
+        if seconds > 0.0 { sample.indexed.saturating_sub(first.indexed) as f64 / seconds } else { 0.0 }
     }
 }
 
@@ -140,32 +180,83 @@ fn ingest_lag(metrics: &Metrics, requests_topic: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
+
+    fn now(indexed: u64) -> Option<Sample> {
+        Some(Sample { at: Instant::now(), indexed })
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_over_the_last_ten_seconds() {
         let mut history = History::default();
-        assert_eq!(history.rate(Some(1_000)), 0.0);
+        assert_eq!(history.rate(now(1_000)), 0.0);
         for second in 1..=30u64 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            let rate = history.rate(Some(1_000 + second * 50));
+            let rate = history.rate(now(1_000 + second * 50));
             assert!((rate - 50.0).abs() < 1e-6, "{rate}");
         }
         assert!(history.samples.len() <= 12);
         tokio::time::advance(Duration::from_secs(60)).await;
-        history.rate(Some(2_500));
+        history.rate(now(2_500));
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!(history.rate(Some(2_500)), 0.0);
+        assert_eq!(history.rate(now(2_500)), 0.0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_shrinks_or_stops_answering_gives_no_negative_rate() {
         let mut history = History::default();
-        history.rate(Some(100));
+        history.rate(now(100));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(history.rate(Some(40)), 0.0);
+        assert_eq!(history.rate(now(40)), 0.0);
         assert_eq!(history.rate(None), 0.0);
-        assert_eq!(history.rate(Some(100_000)), 0.0);
+        assert_eq!(history.rate(now(100_000)), 0.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_count_that_is_seen_often_gives_the_rate_of_the_counting() {
+        let mut history = History::default();
+        for count in 0..4 {
+            let sample = now(count * 500);
+            for _ in 0..10 {
+                let rate = history.rate(sample);
+                assert_eq!(rate, if count == 0 { 0.0 } else { 50.0 });
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_store_counts_every_ten_seconds_and_nobody_waits_for_it_but_the_first() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = |takes: Duration| {
+            let asked = Arc::clone(&asked);
+            move || async move {
+                tokio::time::sleep(takes).await;
+                Some(asked.fetch_add(1, Ordering::Relaxed) + 1)
+            }
+        };
+        let mut counts = Count::default();
+        let started = Instant::now();
+        for second in 1..=25u64 {
+            let posts = counts.read(COUNT_INTERVAL, count(Duration::from_millis(1_500))).await;
+            // Asked at 0 s, waited for; then at 10 s and at 20 s, each seen with the first question after its answer.
+            let expected =
+                [12_000, 22_000].iter().filter(|seen| started.elapsed().as_millis() > **seen).count() as u64 + 1;
+            assert_eq!(posts.map(|posts| posts.indexed), Some(expected), "{second}: {:?}", started.elapsed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        assert_eq!(started.elapsed(), Duration::from_millis(25_000 + 1_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_does_not_answer_is_shown_so() {
+        let mut counts = Count::default();
+        assert_eq!(counts.read(COUNT_INTERVAL, std::future::pending).await, None);
+        tokio::time::advance(COUNT_INTERVAL).await;
+        assert_eq!(counts.read(COUNT_INTERVAL, async || Some(7)).await.map(|posts| posts.indexed), Some(7));
     }
 
     #[test]

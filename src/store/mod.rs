@@ -176,6 +176,11 @@ pub trait VectorStore: Send + Sync {
     /// Number of live posts (delete markers not counted).
     async fn count(&self) -> Result<u64, Fault>;
 
+    /// About as many as [`Self::count`], and cheap however many there are.
+    async fn estimate(&self) -> Result<u64, Fault> {
+        self.count().await
+    }
+
     /// Whether the store can serve right now.
     async fn ready(&self) -> Result<(), Fault>;
 

@@ -48,6 +48,24 @@ impl QdrantStore {
     }
 }
 
+impl QdrantStore {
+    async fn count_live(&self, exact: bool) -> Result<u64, Fault> {
+        let live = convert::filter(&super::Filter::default());
+        let request = CountPointsBuilder::new(&self.collection).filter(live).exact(exact);
+        let response = self.client.count(request).await;
+        let result = response.map_err(|error| self.faults.at_run_time("count", &error))?.result;
+        Ok(result.map(|result| result.count).unwrap_or_default())
+    }
+}
+
+/// What can be said of the configuration before the server is asked.
+///
+/// # Errors
+/// The address is none.
+pub(super) fn check(config: &QdrantConfig) -> Result<(), Fault> {
+    Faults::new(config).map(drop)
+}
+
 #[async_trait]
 impl VectorStore for QdrantStore {
     async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
@@ -91,11 +109,11 @@ impl VectorStore for QdrantStore {
     }
 
     async fn count(&self) -> Result<u64, Fault> {
-        let live = convert::filter(&super::Filter::default());
-        let request = CountPointsBuilder::new(&self.collection).filter(live).exact(true);
-        let response = self.client.count(request).await;
-        let result = response.map_err(|error| self.faults.at_run_time("count", &error))?.result;
-        Ok(result.map(|result| result.count).unwrap_or_default())
+        self.count_live(true).await
+    }
+
+    async fn estimate(&self) -> Result<u64, Fault> {
+        self.count_live(false).await
     }
 
     async fn ready(&self) -> Result<(), Fault> {
