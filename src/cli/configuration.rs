@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::cli::output;
 use crate::config::Config;
 
 /// Show or check the configuration
@@ -18,9 +19,8 @@ impl Command {
     /// Prints.
     pub fn run(&self, config: &Config) -> Result<()> {
         match self {
-            Command::Show => print!("{}", config.to_toml()?),
-            Command::Check => println!("the configuration is valid"),
+            Command::Show => output::print(config.to_toml()?),
+            Command::Check => output::print("the configuration is valid\n"),
         }
-        Ok(())
     }
 }

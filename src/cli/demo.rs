@@ -16,12 +16,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use toml::Value;
 
-use crate::cli::{produce, query, start, table};
+use crate::cli::{output, produce, query, start, table};
 use crate::config::Config;
 use crate::error::Reason;
 use crate::feed::{Feed, Message};
 use crate::ingest::{self, IngestParts};
-use crate::kafka::{EmbeddedBroker, Producer};
+use crate::kafka::{EmbeddedBroker, Producer, StatusSlot};
 use crate::metrics::Metrics;
 use crate::post::ImageSource;
 use crate::query::request::SearchRequest;
@@ -53,39 +53,35 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Keep going as a live feed: N posts a second, starting over (as edits) at the end of the file
-    #[arg(long, value_name = "N", conflicts_with = "once")]
+    #[arg(long, value_name = "N", conflicts_with = "once", value_parser = produce::parse_rate)]
     rate: Option<f64>,
 }
 
 impl Arguments {
     /// What the demo wants of the configuration; files, environment and --set still win.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let mut presets = vec![
+        let presets = [
             ("store.kind", Value::from("edge")),
             ("log.level", Value::from("warn,feedlens::ingest=info")),
             ("log.format", Value::from("text")),
+            // Empty: a temporary folder, made when nobody has named another.
+            ("store.edge.dir", Value::from(self.data_dir.as_deref().unwrap_or(Path::new("")).display().to_string())),
         ];
-        let dir = self.data_dir.as_ref().map(|dir| dir.display().to_string());
-        presets.extend(dir.map(|dir| ("store.edge.dir", Value::from(dir))));
         presets.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Runs the demo.
     pub async fn run(self, mut config: Config) -> Result<()> {
         let started = Instant::now();
-        let pause = produce::pause(self.rate)?;
+        let pause = produce::pause(self.rate);
         let shutdown = service::shutdown_on_signal()?;
-        let temporary = match &self.data_dir {
-            None => Some(
-                tempfile::Builder::new()
-                    .prefix("feedlens-demo-")
-                    .tempdir()
-                    .context("cannot make a temporary folder; name one with --data-dir")?,
-            ),
-            Some(_) => None,
-        };
-        if let Some(folder) = &temporary {
-            config.store.edge.dir = folder.path().join("edge");
+        let temporary;
+        if config.store.edge.dir.as_os_str().is_empty() {
+            temporary = tempfile::Builder::new()
+                .prefix("feedlens-demo-")
+                .tempdir()
+                .context("cannot make a temporary folder; name one with --data-dir")?;
+            config.store.edge.dir = temporary.path().join("edge");
         }
         // Opened first: a wrong --posts should not cost a model's loading time.
         let feed = Feed::open(&self.posts)?;
@@ -101,11 +97,12 @@ impl Arguments {
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let listener = if self.once { None } else { Some(service::bind(&config.query.listen, "query.listen").await?) };
         let page = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let consumer = StatusSlot::default();
         if !self.once {
-            let ready = start::readiness(encoder.clone(), store.clone());
+            let ready = start::readiness(encoder.clone(), store.clone(), Some(consumer.clone()));
             service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
         }
-        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone() };
+        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer };
         // Ends with the demo, and ends the demo when it fails.
         let stop_ingest = CancellationToken::new();
         let mut ingest = tokio::spawn({
@@ -127,32 +124,35 @@ impl Arguments {
                 return Ok(());
             }
             if let Some(page) = page {
-                println!("\nthe page: http://{page}   (Ctrl-C ends)");
+                output::print(format_args!("\nthe page: http://{page}   (Ctrl-C ends)\n"))?;
             }
             tokio::select! {
                 served = &mut served => served,
                 failed = keep_going(&self, &sender) => failed,
             }
         };
-        let told = tokio::select! {
-            told = story => told,
-            () = shutdown.cancelled() => Ok(()),
+        let (told, failed) = tokio::select! {
+            told = story => (told, None),
+            () = shutdown.cancelled() => (Ok(()), None),
             // By itself it only ends when it failed.
-            failed = &mut ingest => {
-                failed.context("ingest panicked")??;
-                bail!("ingest ended by itself. This is a bug.");
-            }
+            failed = &mut ingest => (Ok(()), Some(failed)),
         };
         stop_ingest.cancel();
-        let ended = ingest.await.context("ingest panicked")?;
-        store.close().await?;
-        told.and(ended)
+        let ended = match failed {
+            Some(failed) => failed,
+            None => ingest.await,
+        };
+        let ended = ended.context("ingest panicked").flatten();
+        start::close(&store, told.and(ended)).await
     }
 }
 
 async fn serve(listener: Option<TcpListener>, search: &Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
     match listener {
-        Some(listener) => crate::query::http::run(listener, search.clone(), shutdown).await,
+        Some(listener) => {
+            crate::query::http::run(listener, search.clone(), shutdown).await;
+            Ok(())
+        }
         None => std::future::pending().await,
     }
 }
@@ -165,20 +165,21 @@ async fn tell(
     search: &SearchService,
     started: Instant,
 ) -> Result<()> {
-    println!("streaming {} through Kafka, CLIP and Qdrant's engine", arguments.posts.display());
+    let posts = arguments.posts.display();
+    output::print(format_args!("streaming {posts} through Kafka, CLIP and Qdrant's engine\n"))?;
     let began = Instant::now();
     let sent = sender.send_all(feed).await?;
     sender.wait_until_settled(sent).await;
     let indexed = sender.metrics.posts_indexed.get();
-    println!(
-        "indexed {indexed} posts in {:.1} s; {} bad posts are in the dead-letter topic:",
+    output::print(format_args!(
+        "indexed {indexed} posts in {:.1} s; {} bad posts are in the dead-letter topic:\n",
         began.elapsed().as_secs_f64(),
         ingest::progress::dead_lettered(sender.metrics)
-    );
+    ))?;
     for reason in Reason::ALL {
         let count = sender.metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]).get();
         if count > 0 {
-            println!("  {count:>4}  {reason}");
+            output::print(format_args!("  {count:>4}  {reason}\n"))?;
         }
     }
     for topic in SAMPLE_TOPICS {
@@ -190,16 +191,13 @@ async fn tell(
         let request = SearchRequest::picture(source, search.config());
         answer(search, &format!("the picture {}", picture.display()), request).await?;
     }
-    println!("\nall answered {:.1} s after the start", started.elapsed().as_secs_f64());
-    Ok(())
+    output::print(format_args!("\nall answered {:.1} s after the start\n", started.elapsed().as_secs_f64()))
 }
 
 async fn answer(search: &SearchService, title: &str, request: SearchRequest) -> Result<()> {
     match search.search(request, Source::Cli).await {
         Ok(response) => {
-            println!("\n{title}  ({:.1} ms)", response.took_ms);
-            print!("{}", table::render(&response));
-            Ok(())
+            output::print(format_args!("\n{title}  ({:.1} ms)\n{}", response.took_ms, table::render(&response)))
         }
         Err(error) => bail!("the sample topic {title:?} was not answered: {error}"),
     }

@@ -4,6 +4,7 @@ mod configuration;
 mod demo;
 mod eval;
 mod ingest;
+mod output;
 mod produce;
 mod query;
 mod search;
@@ -77,7 +78,20 @@ pub fn main() -> ExitCode {
     };
     match run(cli.command, config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<WrongUse>() => fail(&error, EXIT_USAGE),
         Err(error) => fail(&error, 1),
+    }
+}
+
+/// What the command line asks for cannot be done as it is written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUse(String);
+
+impl WrongUse {
+    fn new(reason: impl std::fmt::Display) -> Self {
+        Self(reason.to_string())
     }
 }
 

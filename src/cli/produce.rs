@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
+use crate::cli::output;
 use crate::config::Config;
 use crate::feed::{Feed, Message};
 use crate::kafka;
@@ -28,7 +29,7 @@ pub struct Arguments {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Posts a second; otherwise as fast as the broker takes them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
     rate: Option<f64>,
 }
 
@@ -36,10 +37,12 @@ impl Arguments {
     /// Sends until the end of the file, or until SIGTERM.
     pub async fn run(self, config: Config) -> Result<()> {
         let shutdown = service::shutdown_on_signal()?;
-        let pause = pause(self.rate)?;
+        let pause = pause(self.rate);
+        // Opened first: for a file that is not there nobody should wait for brokers.
+        let feed = Feed::open(&self.file)?;
         kafka::check_reachable(&config.kafka).await?;
         let producer = Producer::new(&config.kafka)?;
-        let mut messages = read_in_background(Feed::open(&self.file)?);
+        let mut messages = read_in_background(feed);
         let mut sending = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(pause.max(Duration::from_nanos(1)));
         let (mut sent, mut open) = (0u64, true);
@@ -59,19 +62,25 @@ impl Arguments {
                 () = shutdown.cancelled(), if open => open = false,
             }
         }
-        println!("{sent} posts sent to topic {} on {}", config.kafka.posts_topic, config.kafka.brokers);
-        Ok(())
+        output::print(format_args!(
+            "{sent} posts sent to topic {} on {}\n",
+            config.kafka.posts_topic, config.kafka.brokers
+        ))
+    }
+}
+
+/// The value of `--rate`.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        // Slower than a post in a day is a mistake, and far slower is no duration any more.
+        Ok(rate) if rate.is_finite() && rate >= 1e-5 => Ok(rate),
+        _ => Err("give posts a second, a number from 0.00001".to_owned()),
     }
 }
 
 /// The time between two messages; zero: none.
-pub fn pause(rate: Option<f64>) -> Result<Duration> {
-    match rate {
-        None => Ok(Duration::ZERO),
-        Some(rate) if rate > 0.0 => Duration::try_from_secs_f64(1.0 / rate)
-            .with_context(|| format!("--rate {rate} is too slow; give posts a second")),
-        Some(rate) => anyhow::bail!("--rate {rate} must be above 0"),
-    }
+pub fn pause(rate: Option<f64>) -> Duration {
+    rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(1.0 / rate))
 }
 
 /// Files are read on a thread of their own; a full channel makes it wait.

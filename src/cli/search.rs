@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 
-use crate::cli::{query, start, table};
+use crate::cli::{WrongUse, output, query, start, table};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::post::ImageSource;
@@ -41,10 +41,10 @@ pub struct Arguments {
     /// Only posts with one of these tags; repeatable
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Only posts written at or after this time (RFC 3339)
+    /// Only posts written at or after this time (RFC 3339, or a day)
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Only posts written before this time (RFC 3339)
+    /// Only posts written before this time (RFC 3339, or a day)
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// Print the answer as one JSON value
@@ -56,8 +56,7 @@ impl Arguments {
     /// Asks and prints.
     pub async fn run(self, config: Config) -> Result<()> {
         let parameters = self.parameters();
-        let mut request =
-            SearchRequest::from_parameters(parameters, &config.query).map_err(|error| anyhow!("{error}"))?;
+        let mut request = SearchRequest::from_parameters(parameters, &config.query).map_err(WrongUse::new)?;
         if let Some(file) = &self.image {
             let bytes =
                 tokio::fs::read(file).await.with_context(|| format!("cannot read the picture {}", file.display()))?;
@@ -68,14 +67,12 @@ impl Arguments {
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
-        let response = search.search(request, Source::Cli).await;
-        store.close().await?;
-        let response = response.map_err(|error| anyhow!("{error}"))?;
+        let response = search.search(request, Source::Cli).await.map_err(anyhow::Error::from);
+        let response = start::close(&store, response).await?;
         match self.json {
-            true => println!("{}", serde_json::to_string(&response)?),
-            false => print!("{}", table::render(&response)),
+            true => output::print(format_args!("{}\n", serde_json::to_string(&response)?)),
+            false => output::print(table::render(&response)),
         }
-        Ok(())
     }
 
     /// The options as the parameters of `GET /v1/search`, so that both are checked by the same code.

@@ -9,20 +9,21 @@ use crate::query::service::SearchResponse;
 /// Longest caption shown, in characters.
 const CAPTION_CHARACTERS: usize = 60;
 
-/// A line a hit: rank, score, probability, post id, author, caption.
+/// A line a hit: rank, score, probability, post id, caption.
 pub fn render(response: &SearchResponse) -> String {
     let mut text = String::new();
     if response.hits.is_empty() {
         text.push_str("  no posts found\n");
     }
-    for hit in &response.hits {
+    let ids = response.hits.iter().map(|hit| plain(&hit.post_id)).collect::<Vec<_>>();
+    let width = ids.iter().map(|id| id.chars().count()).max().unwrap_or_default();
+    for (hit, id) in response.hits.iter().zip(&ids) {
         let _ = writeln!(
             text,
-            "  {:>2}  {:.3}  {:>5.1}%  {:<16}  {}",
+            "  {:>2}  {:.3}  {:>5.1}%  {id:<width$}  {}",
             hit.rank,
             hit.score,
             100.0 * hit.probability,
-            plain(&hit.post_id),
             plain(&hit.caption),
         );
     }

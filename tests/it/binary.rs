@@ -56,6 +56,54 @@ fn wrong_use_is_exit_code_2() {
 }
 
 #[test]
+fn wrong_configuration_is_exit_code_2_before_anything_starts() {
+    for (assignment, says) in [
+        ("log.level=loud", "log.level"),
+        ("log.level=info,feedlens=loud", "log.level"),
+        ("query.listen=nonsense", "query.listen"),
+        ("admin.listen=9090", "admin.listen"),
+        ("images.concurrency=0", "images.concurrency"),
+        ("images.root=/no/such/folder", "images.root"),
+        ("store.qdrant.url=localhost", "store.qdrant.url"),
+    ] {
+        refuses(&["config", "check", "--set", assignment], 2, &[says]);
+        refuses(&["ingest", "--set", assignment], 2, &[says]);
+    }
+}
+
+#[test]
+fn options_that_cannot_be_met_are_exit_code_2() {
+    refuses(&["search", "水果", "--top-k", "0"], 2, &["top_k"]);
+    refuses(&["search", "水果", "--since", "nonsense"], 2, &["since", "2026-11-20"]);
+    for rate in ["0", "-1", "nan", "inf", "1e-300", "fast"] {
+        let (output, _) = run(&["demo", &format!("--rate={rate}")]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{rate}: {said}");
+        assert!(said.contains("--rate") && said.contains("posts a second"), "{said}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_quietly() {
+    for arguments in [&["config", "show"][..], &["config", "check"], &["demo", "--once", "--set", "log.level=warn"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = feedlens(arguments).stdout(writer).stderr(Stdio::piped()).spawn().expect("starts");
+        let output = output.wait_with_output().expect("ends");
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("the device");
+    let output = feedlens(&["config", "show"]).stdout(full).output().expect("starts");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("standard output"), "{said}");
+}
+
+#[test]
 fn missing_model_is_one_sentence() {
     refuses(&["demo", "--once", "--set", "model.dir=no/such/model"], 1, &["no/such/model", "model.dir"]);
 }
@@ -93,10 +141,14 @@ fn data_folder_that_cannot_be_used_is_one_sentence() {
 
 #[test]
 fn defaults_are_shown_with_secrets_masked() {
-    let (output, _) = run(&["config", "show", "--set", "kafka.sasl_password=hunter2"]);
+    let secrets = ["kafka.sasl_password=hunter2", "kafka.properties.ssl.key.password=hunter2"];
+    let (output, _) = run(&["config", "show", "--set", secrets[0], "--set", secrets[1]]);
     let shown = text(&output.stdout);
     assert!(output.status.success() && shown.contains("brokers = \"localhost:9092\""), "{shown}");
-    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(!shown.contains("hunter2") && shown.contains("ssl.key.password"), "{shown}");
+    let (output, _) = run(&["config", "show", "--set", "kafka.sasl_pasword=hunter2"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("\"kafka.sasl_password\"") && !said.contains("hunter2"), "{said}");
 }
 
 #[test]
