@@ -111,11 +111,11 @@ impl From<Fault> for SearchError {
                 match reason {
                     Reason::TooLarge => ErrorCode::TooLarge,
                     Reason::BadJson | Reason::BadId | Reason::BadField | Reason::Empty => ErrorCode::BadRequest,
-                    Reason::BadImage
-                    | Reason::ForbiddenSource
-                    | Reason::ImageUnavailable
-                    | Reason::EncodeFailed
-                    | Reason::StoreRejected => ErrorCode::Unprocessable,
+                    Reason::BadImage | Reason::ForbiddenSource | Reason::ImageUnavailable | Reason::EncodeFailed => {
+                        ErrorCode::Unprocessable
+                    }
+                    // What the store is asked is made here, of a request that was found good.
+                    Reason::StoreRejected => ErrorCode::Internal,
                 },
                 detail,
             ),
@@ -146,6 +146,12 @@ mod tests {
         assert_eq!((host.code.status(), host.retry_after), (422, None));
         let store = SearchError::from(Fault::retry(Outage::Store, "the store does not answer"));
         assert_eq!((store.code.status(), store.retry_after), (503, Some(Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn a_search_that_the_store_refuses_is_not_the_senders_fault() {
+        let refused = SearchError::from(Fault::reject(Reason::StoreRejected, "wrong vector dimension"));
+        assert_eq!((refused.code.status(), refused.code.outcome()), (500, "unavailable"));
     }
 
     #[test]

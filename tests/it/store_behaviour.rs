@@ -356,12 +356,12 @@ async fn other_models_collection_is_refused(mut bench: Bench) {
     bench.open().await.close().await.unwrap();
     let own = std::mem::replace(&mut bench.stamp, stamp("large"));
     let detail = bench.open_error().await;
-    for part in ["small", "large", "feedlens collection reindex"] {
+    for part in ["small", "large", "model.dir", "index the posts again"] {
         assert!(detail.contains(part), "{detail}");
     }
     bench.stamp = ModelStamp { dimension: DIMENSION * 2, ..own.clone() };
     let detail = bench.open_error().await;
-    assert!(detail.contains("feedlens collection reindex"), "{detail}");
+    assert!(detail.contains("index the posts again"), "{detail}");
     bench.stamp = own;
     bench.open().await.close().await.unwrap();
 }

@@ -225,7 +225,7 @@ async fn moved_alias_makes_the_worker_unready_and_its_writes_stay_in_its_collect
     store.write(vec![upsert("p", 1)]).await.unwrap();
     assert_eq!(stored(&store, "p").await, Some((1, false)));
     let detail = bench.open_error().await;
-    assert!(detail.contains("feedlens collection reindex") && detail.contains(&other), "{detail}");
+    assert!(detail.contains("index the posts again") && detail.contains(&other), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

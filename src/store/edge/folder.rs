@@ -109,8 +109,7 @@ fn check(path: &Path, bytes: &[u8], expected: &Stamp) -> Result<(), Fault> {
     if (&found.model, found.dimension) != (&expected.model, expected.dimension) {
         return Err(Fault::fatal(format!(
             "the store in {shown} was made with model {} ({} dimensions), but the configured model is {} ({} \
-             dimensions); run `feedlens collection reindex` to rebuild it, or set model.dir or store.edge.dir to what \
-             belongs together",
+             dimensions); set model.dir to that model, or store.edge.dir to a new folder and index the posts again",
             found.model, found.dimension, expected.model, expected.dimension
         )));
     }

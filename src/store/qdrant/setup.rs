@@ -160,8 +160,7 @@ async fn check_alias(
     match target.map_err(|error| faults.at_start("read the aliases of", &error))? {
         Some(target) if target != collection => Err(Fault::fatal(format!(
             "the alias {alias} points to the collection {target}, but model {} ({} dimensions) belongs to {collection}; \
-             run `feedlens collection reindex` to build that one and move the alias, or set model.dir or store.alias \
-             to what belongs together",
+             set model.dir to the model of {target}, or store.alias to another name and index the posts again",
             stamp.model, stamp.dimension
         ))),
         _ => Ok(()),
@@ -185,7 +184,7 @@ fn check_vectors(collection: &str, info: &CollectionInfo, stamp: &ModelStamp) ->
 fn not_ours(collection: &str, stamp: &ModelStamp) -> Fault {
     Fault::fatal(format!(
         "the collection {collection} does not have the vectors image and caption with {} dimensions and cosine \
-         distance; rename or delete it, then run `feedlens collection reindex`, or set store.alias to another name",
+         distance; delete it, or set store.alias to another name, and index the posts again",
         stamp.dimension
     ))
 }
