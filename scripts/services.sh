@@ -4,9 +4,9 @@
 #
 #   scripts/services.sh start   starts what is not running; prints KAFKA_BROKERS=... (and QDRANT_URL=...) on stdout
 #   scripts/services.sh env     prints the same for what is running
-#   scripts/services.sh stop    ends both
+#   scripts/services.sh stop    ends both, or those named: kafka, qdrant
 #
-#   export $(scripts/services.sh start) && cargo test --release --test it real_kafka
+#   environment=$(scripts/services.sh start) && export $environment && cargo test --release --test it real_kafka
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -170,8 +170,12 @@ print_env() {
 }
 
 stop() {
-    local pid_file pid
-    for pid_file in "$kafka/pid" "$qdrant/pid"; do
+    local name pid_file pid
+    for name in "$@"; do
+        case "$name" in
+        kafka | qdrant) pid_file="$home/$name/pid" ;;
+        *) fail "there is no service $name; use: scripts/services.sh stop [kafka] [qdrant]" ;;
+        esac
         runs "$pid_file" || { rm -f "$pid_file"; continue; }
         pid="$(cat "$pid_file")"
         kill "$pid"
@@ -191,6 +195,9 @@ start)
     print_env
     ;;
 env) print_env ;;
-stop) stop ;;
-*) fail "use: scripts/services.sh start | env | stop" ;;
+stop)
+    shift
+    if [ $# = 0 ]; then stop kafka qdrant; else stop "$@"; fi
+    ;;
+*) fail "use: scripts/services.sh start | env | stop [kafka] [qdrant]" ;;
 esac

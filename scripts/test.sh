@@ -3,7 +3,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-eval "$(scripts/services.sh start)"
-trap 'scripts/services.sh stop' EXIT
-export KAFKA_BROKERS QDRANT_URL
+running=$(scripts/services.sh env)
+stop_ours() {
+    local ours=()
+    [[ "$running" == *KAFKA_BROKERS=* ]] || ours+=(kafka)
+    [[ "$running" == *QDRANT_URL=* ]] || ours+=(qdrant)
+    [ "${#ours[@]}" = 0 ] || scripts/services.sh stop "${ours[@]}"
+}
+trap stop_ours EXIT
+# Not inside `eval`, which would hide that the start failed; the tests that need the services would only be skipped.
+environment=$(scripts/services.sh start)
+eval "$environment"
+# What scripts/setup.sh installs is there: a test that lacks it fails.
+export KAFKA_BROKERS QDRANT_URL FEEDLENS_ALL_TESTS=1
 cargo test --release --locked

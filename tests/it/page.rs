@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::kafka_support::wait_until;
 use crate::query_support::{Worker, drawing, drawing_base64, post_of};
+use crate::skip;
 
 /// A browser of its own, closed with the test.
 struct Browser {
@@ -32,8 +33,7 @@ impl Browser {
         let mut driver = match driver {
             Ok(driver) => driver,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("\n*** SKIPPED: no chromedriver on the PATH, so the page was NOT tested ***");
-                eprintln!("*** install Debian's packages chromium and chromium-driver, or run `make test` ***\n");
+                skip::without("no chromedriver on the PATH (packages chromium and chromium-driver, or `make test`)");
                 return None;
             }
             Err(error) => panic!("chromedriver does not start: {error}"),

@@ -2,7 +2,6 @@
 //! `KAFKA_BROKERS`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use feedlens::error::{Fault, Outage, Reason};
@@ -15,15 +14,14 @@ use crate::kafka_source::has_polled_on;
 use crate::kafka_support::{
     PATIENCE, ROOMY, committed, config, offsets, receive, receive_many, settle_as_they_come, start, wait_until,
 };
+use crate::skip;
 
 const PARTITIONS: i32 = 4;
 
 /// The configuration for a real broker and a topic name of this test's own; `None`, said loudly, where there is none.
 fn real_broker(test: &str) -> Option<KafkaConfig> {
     let Ok(brokers) = std::env::var("KAFKA_BROKERS") else {
-        // Past the test harness, which swallows what a passing test prints.
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED {test}: KAFKA_BROKERS is not set; `make services` starts a broker");
+        skip::without("KAFKA_BROKERS is not set; `make services` starts a broker");
         return None;
     };
     let mut config = config(&brokers);
