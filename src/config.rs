@@ -275,12 +275,6 @@ mod tests {
     }
 
     #[test]
-    fn librdkafka_properties_pass_with_their_dots() {
-        let config = load(&["kafka.properties.fetch.max.bytes=1000"]).expect("loads");
-        assert_eq!(config.kafka.properties.get("fetch.max.bytes").map(String::as_str), Some("1000"));
-    }
-
-    #[test]
     fn text_that_a_string_is_wanted_of_is_taken_as_it_is() {
         for text in
             ["5#secret", "1_000", "1e5", "0x10", "true", "2026-11-20", "[a]", "a\"b", "'", "a\nb = 1", "\"a\"#b\"", " "]
@@ -297,6 +291,12 @@ mod tests {
         assert_eq!(load(&["kafka.group=\"a b\""]).expect("loads").kafka.group, "a b");
         assert_eq!(load(&["kafka.group='1'"]).expect("loads").kafka.group, "1");
         assert_eq!(load(&["store.edge.optimize_after=1_000"]).expect("loads").store.edge.optimize_after, 1_000);
+    }
+
+    #[test]
+    fn librdkafka_properties_pass_with_their_dots() {
+        let config = load(&["kafka.properties.fetch.max.bytes=1000"]).expect("loads");
+        assert_eq!(config.kafka.properties.get("fetch.max.bytes").map(String::as_str), Some("1000"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | [`ingest`], [`query`] | the two workers; they do not know one another |
 //! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
 //! | [`post`], [`feed`], [`eval`] | the post, files of posts, evaluation |
-//! | [`config`], [`error`], [`metrics`], [`service`] | what all share |
+//! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
 //! | [`cli`] | one thin file a command; nothing imports it |
 //!
 //! ```text
@@ -16,6 +16,7 @@
 //! queries  request -> permit -> encoder (queries first) -> search -> rank -> respond
 //! ```
 
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod encode;

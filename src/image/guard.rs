@@ -36,12 +36,6 @@ impl AddressPolicy {
     }
 }
 
-/// Whether the address is reachable for anyone on the internet: not loopback, private, link-local, shared, reserved,
-/// documentation, benchmarking or multicast, and not an IPv6 form of such an IPv4 address.
-pub fn is_public(address: IpAddr) -> bool {
-    AddressPolicy::default().permits(address)
-}
-
 /// IPv4 networks that are not the public internet (IANA's special-purpose registry, and what clouds keep for themselves).
 const REFUSED_V4: [(Ipv4Addr, u32); 17] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
@@ -128,6 +122,10 @@ mod tests {
     #[track_caller]
     fn address(text: &str) -> IpAddr {
         text.parse().expect(text)
+    }
+
+    fn is_public(address: IpAddr) -> bool {
+        AddressPolicy::default().permits(address)
     }
 
     #[test]

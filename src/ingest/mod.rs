@@ -8,7 +8,6 @@
 //! A message holds its permits (count and bytes) until it is settled, so that these two limits bound the memory of the
 //! whole pipe, and the source pauses when they are used up.
 
-pub mod backoff;
 pub mod prepare;
 pub mod progress;
 pub mod write;

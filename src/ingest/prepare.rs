@@ -7,6 +7,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use tokio::sync::Semaphore;
 
+use crate::backoff::Backoff;
 use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::encode::{PreparedImage, PreparedText};
@@ -15,7 +16,6 @@ use crate::image::ImagesConfig;
 use crate::image::decode::{DecodeLimits, Picture, decode};
 use crate::image::fetch::ImageFetcher;
 use crate::image::resize::thumbnail;
-use crate::ingest::backoff::Backoff;
 use crate::kafka::{Envelope, Position};
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version};

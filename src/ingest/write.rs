@@ -7,8 +7,8 @@ use chrono::Utc;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use crate::backoff::Backoff;
 use crate::error::{Fault, Reason};
-use crate::ingest::backoff::Backoff;
 use crate::ingest::{IngestConfig, flatten};
 use crate::kafka::{DeadLetters, Envelope};
 use crate::metrics::Metrics;

@@ -25,8 +25,6 @@ pub const HEADER_SOURCE_PARTITION: &str = "feedlens-source-partition";
 pub const HEADER_SOURCE_OFFSET: &str = "feedlens-source-offset";
 /// When it was dead-lettered: RFC 3339, UTC.
 pub const HEADER_TIME: &str = "feedlens-time";
-/// All headers that feedlens adds begin so; the others are the post's own.
-pub const HEADER_PREFIX: &str = "feedlens-";
 
 /// The detail may quote the post, and must not make the dead letter much larger than it.
 const MAX_DETAIL_BYTES: usize = 2_000;

@@ -1,7 +1,6 @@
 //! An acknowledged producer: a message counts as sent when all in-sync replicas have it.
 
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -11,9 +10,6 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use super::KafkaConfig;
 use super::client::{ProducerCallbacks, SEND_TIMEOUT, fault_of_creation, needs_a_person};
 use crate::error::{Fault, Outage, Reason};
-
-/// At most so long for what is still on its way at the end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sends messages one by one; many sends may be under way at a time, and librdkafka batches them.
 pub struct Producer {
@@ -58,21 +54,6 @@ impl Producer {
             Some(code) if needs_a_person(code) => Fault::fatal(cannot_write(topic, &error)),
             _ => Fault::retry(Outage::Broker, cannot_write(topic, &error)),
         })
-    }
-
-    /// Waits, at most 10 s, until nothing is on its way. Needed only where a `send` was given up half-way: its message
-    /// would be thrown away with the producer.
-    ///
-    /// # Errors
-    /// [`Fault::Retry`] if something is still on its way.
-    pub async fn flush(&self) -> Result<(), Fault> {
-        let client = self.client();
-        let flushed = tokio::task::spawn_blocking(move || client.flush(FLUSH_TIMEOUT)).await;
-        match flushed {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Fault::retry(Outage::Broker, format!("messages are still on their way: {error}"))),
-            Err(error) => Err(Fault::fatal(format!("flushing the Kafka producer failed: {error}"))),
-        }
     }
 
     pub(super) async fn deliver(

@@ -163,14 +163,9 @@ fn bad_field(name: &str, detail: impl std::fmt::Display) -> Fault {
     Fault::reject(Reason::BadField, format!("{name}: {detail}"))
 }
 
-/// For messages: a hostile text must not fill a log line.
+/// For messages.
 fn shortened(text: &str) -> String {
-    const SHOWN: usize = 80;
-    let mut shown: String = text.chars().take(SHOWN).collect();
-    if shown.len() < text.len() {
-        shown.push_str("...");
-    }
-    shown
+    crate::text::shortened(text, 80).into_owned()
 }
 
 /// The value of a field; `None` for null. `reason`: what a value of another type is.

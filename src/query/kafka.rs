@@ -13,8 +13,9 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::backoff::Backoff;
 use crate::error::{Fault, Reason};
-use crate::kafka::{Envelope, InflightLimits, KafkaConfig, Producer, Source, Subscription};
+use crate::kafka::{Envelope, InflightLimits, KafkaConfig, Producer, Source, StatusSlot, Subscription};
 use crate::query::error::{ErrorCode, SearchError};
 use crate::query::request::{Parsed, SearchRequest};
 use crate::query::service::{self, SearchResponse, SearchService};
@@ -148,14 +149,13 @@ impl Worker {
     async fn send(&self, envelope: &Envelope, request_id: Option<&str>, answer: &[u8]) -> Result<(), Fault> {
         let key = request_id.map(str::as_bytes).or(envelope.key.as_deref());
         let topic = &self.service.config().results_topic;
-        let mut delay = RETRY_FIRST;
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
             match self.producer.send(topic, key, Some(answer), &[]).await {
                 Ok(_) => return Ok(()),
                 Err(Fault::Retry { detail, .. }) => {
                     tracing::warn!(detail, "an answer could not be sent yet");
-                    tokio::time::sleep(delay).await;
-                    delay = (2 * delay).min(RETRY_MAX);
+                    tokio::time::sleep(backoff.next_delay()).await;
                 }
                 Err(fault) => return Err(fault),
             }

@@ -11,6 +11,7 @@ use crate::post::ImageSource;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
 use crate::store::Filter;
+use crate::text::{nearest, shortened};
 
 const REQUEST_FIELDS: &[&str] = &["request_id", "topic", "image", "target", "top_k", "filter"];
 const IMAGE_FIELDS: &[&str] = &["base64", "url", "post_id"];
@@ -21,6 +22,8 @@ const PARAMETERS: &[&str] =
 const MAX_NAME_BYTES: usize = 256;
 /// Most tags in one filter: each is one more look-up for the store.
 const MAX_TAGS: usize = 64;
+/// Characters of what a sender wrote that an error repeats.
+const SHOWN: usize = 60;
 
 /// What is searched for.
 #[derive(Debug, Clone, PartialEq)]
@@ -267,7 +270,7 @@ fn check_name(field: &str, text: String) -> Result<String, SearchError> {
 
 fn parse_target(name: &str) -> Result<Target, SearchError> {
     Target::NAMES.iter().find(|(known, _)| *known == name).map(|(_, target)| *target).ok_or_else(|| {
-        let name = shortened(name);
+        let name = shortened(name, SHOWN);
         SearchError::bad_request(format!("target is {name:?}; it must be \"image\", \"caption\" or \"both\""))
     })
 }
@@ -278,7 +281,7 @@ fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, SearchError> {
         return Ok(time.with_timezone(&Utc));
     }
     text.parse::<NaiveDate>().map(|date| date.and_time(NaiveTime::MIN).and_utc()).map_err(|_| {
-        let text = shortened(text);
+        let text = shortened(text, SHOWN);
         SearchError::bad_request(format!(
             "{field} is {text:?}; write a time as \"2026-11-20T08:30:00Z\" or a day as \"2026-11-20\""
         ))
@@ -286,19 +289,8 @@ fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, SearchError> {
 }
 
 fn unknown(kind: &str, name: &str, known: &[&str]) -> String {
-    let nearest = known
-        .iter()
-        .max_by(|left, right| strsim::jaro_winkler(name, left).total_cmp(&strsim::jaro_winkler(name, right)))
-        .expect("the lists of names are not empty. This is a bug.");
-    format!("unknown {kind} {:?}; the nearest known one is {nearest:?}", shortened(name))
-}
-
-/// What a sender wrote, short enough for an error message.
-fn shortened(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(60) {
-        None => Cow::Borrowed(text),
-        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
-    }
+    let nearest = nearest(name, known.iter().copied());
+    format!("unknown {kind} {:?}; the nearest known one is {nearest:?}", shortened(name, SHOWN))
 }
 
 fn nested<'a>(

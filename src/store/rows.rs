@@ -10,14 +10,12 @@ use uuid::Uuid;
 
 use super::{VectorName, Write};
 use crate::error::{Fault, Reason};
+use crate::post::VERSION_END;
 
 /// Payload field: the order of the write among the writes of its post.
 pub(super) const VERSION: &str = "version";
 /// Payload field: true on a delete marker, absent on a post.
 pub(super) const DELETED: &str = "deleted";
-
-/// Both stores compare versions as 64-bit floats, which are exact below this.
-const VERSION_LIMIT: u64 = 1 << 53;
 
 /// A point as the stores take it: a post, or a delete marker (no vectors, `deleted: true`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,7 +80,7 @@ pub(super) fn rows(writes: Vec<Write>, dimension: usize) -> Result<Vec<Row>, Fau
 fn row(write: Write, dimension: usize) -> Result<Row, Fault> {
     let (id, version) = (write.id(), write.version());
     let reject = |detail: String| Fault::reject(Reason::StoreRejected, format!("point {id}: {detail}"));
-    if version >= VERSION_LIMIT {
+    if version >= VERSION_END {
         return Err(reject(format!("version {version} is not below 2^53, the limit of exact comparison in the store")));
     }
     let mut row = match write {

@@ -20,9 +20,13 @@ use super::{forbidden, too_large, unavailable};
 use crate::error::{Fault, Outage, Reason};
 use crate::image::ImagesConfig;
 use crate::image::guard::AddressPolicy;
+use crate::text::shortened;
 
 /// Memory taken on a host's word alone, in bytes: a content-length may lie.
 const TRUSTED_LENGTH: u64 = 1024 * 1024;
+
+/// Characters of a URL that a message repeats.
+const SHOWN: usize = 200;
 
 /// Connections kept open for each host between transfers.
 const IDLE_CONNECTIONS: usize = 4;
@@ -70,11 +74,11 @@ impl HttpFetcher {
 
     pub(super) async fn get(&self, text: &str) -> Result<Bytes, Fault> {
         let url = Url::parse(text).map_err(|error| {
-            Fault::reject(Reason::BadField, format!("image.url: {:?} is not a URL: {error}", shortened(text)))
+            Fault::reject(Reason::BadField, format!("image.url: {:?} is not a URL: {error}", shortened(text, SHOWN)))
         })?;
         // Before the clock starts: waiting for one's turn is not the host's fault.
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed. This is a bug.");
-        let shown = shortened(url.as_str());
+        let shown = shortened(url.as_str(), SHOWN).into_owned();
         match tokio::time::timeout(self.timeout, self.follow(url)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(outage(format!("{shown}: not here within images.timeout = {:?}", self.timeout), None)),
@@ -206,16 +210,7 @@ fn shown(url: &Url) -> String {
     // These fail for URLs that cannot have credentials: then there are none to hide.
     let _ = url.set_password(None);
     let _ = url.set_username("");
-    shortened(url.as_str())
-}
-
-fn shortened(text: &str) -> String {
-    const SHOWN: usize = 200;
-    let mut shown: String = text.chars().take(SHOWN).collect();
-    if shown.len() < text.len() {
-        shown.push_str("...");
-    }
-    shown
+    shortened(url.as_str(), SHOWN).into_owned()
 }
 
 /// The system's resolver, less the addresses that may not be connected to.

@@ -20,8 +20,8 @@ use self::fault::Faults;
 use super::{Hit, ModelStamp, QdrantConfig, StoredPoint, VectorQuery, VectorStore, Write, rows};
 use crate::error::{Fault, Outage};
 
-/// Points in one request; Qdrant's makers advise 64 to 256. With the largest posts that the limits let through, a
-/// request stays below the server's limit of 32 MiB.
+/// Points in one request; Qdrant's makers advise 64 to 256. With the largest posts that the default limits let
+/// through, a request stays below the server's limit of 32 MiB.
 const REQUEST_POINTS: usize = 128;
 
 /// The store of [`super::StoreKind::Qdrant`].
