@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`ingest`], [`query`] | the two workers; they do not know one another |
 //! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
-//! | [`post`], [`feed`], [`eval`] | the post, files of posts, evaluation |
+//! | [`post`], [`feed`], [`eval`] | the post, files of posts, evaluation and batch retrieval |
 //! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
 //! | [`cli`] | one thin file a command; nothing imports it |
 //!

@@ -4,8 +4,10 @@ mod configuration;
 mod demo;
 mod eval;
 mod ingest;
+mod matching;
 mod output;
 mod produce;
+mod progress;
 mod query;
 mod search;
 mod start;
@@ -55,6 +57,7 @@ enum Command {
     Demo(demo::Arguments),
     Produce(produce::Arguments),
     Search(search::Arguments),
+    Match(matching::Arguments),
     Eval(eval::Arguments),
     #[command(subcommand)]
     Config(configuration::Command),
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
     let overrides = Overrides { files: cli.global.files, set: cli.global.set };
     let presets = match &cli.command {
         Command::Demo(arguments) => arguments.presets(),
+        Command::Match(arguments) => arguments.presets(),
         Command::Eval(arguments) => arguments.presets(),
         _ => vec![],
     };
@@ -119,6 +123,7 @@ fn run(command: Command, config: Config) -> Result<()> {
             Command::Demo(arguments) => arguments.run(config).await,
             Command::Produce(arguments) => arguments.run(config).await,
             Command::Search(arguments) => arguments.run(config).await,
+            Command::Match(arguments) => arguments.run(config).await,
             Command::Eval(arguments) => arguments.run(config).await,
             Command::Config(_) => Ok(()),
         }

@@ -1,9 +1,11 @@
 //! What several commands start with: the encoder, the store, the search service.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
+use toml::Value;
 
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
@@ -11,6 +13,11 @@ use crate::kafka::StatusSlot;
 use crate::metrics::Metrics;
 use crate::service::Readiness;
 use crate::store::{self, ModelStamp, SharedStore};
+
+/// `--model DIR` as a key of the configuration.
+pub fn model_preset(dir: Option<&Path>) -> Vec<(String, Value)> {
+    dir.map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string()))).into_iter().collect()
+}
 
 /// Loads the model off the async threads and checks its golden vectors.
 pub async fn encoder(config: &Config, metrics: &Arc<Metrics>) -> Result<Encoder> {

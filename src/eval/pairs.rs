@@ -2,23 +2,12 @@
 //! a picture may occur in several pairs.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-/// Distinct texts and pictures, and which belong together.
-#[derive(Debug, Default)]
-pub struct Pairs {
-    /// Distinct texts, in the order of their first pair.
-    pub texts: Vec<String>,
-    /// Distinct picture files, in the order of their first pair.
-    pub images: Vec<PathBuf>,
-    /// For each text, the indexes of its pictures.
-    pub images_of_text: Vec<Vec<usize>>,
-    /// For each picture, the indexes of its texts.
-    pub texts_of_image: Vec<Vec<usize>>,
-}
+use crate::eval::dataset::{Dataset, Image, Source, Text};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,68 +18,37 @@ struct Line {
     images: Vec<String>,
 }
 
-impl Pairs {
-    /// Reads a file of pairs; picture files are relative to `images`.
-    ///
-    /// # Errors
-    /// Names the file and the line at fault.
-    pub fn read(file: &Path, images: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(file).with_context(|| format!("cannot read pairs from {}", file.display()))?;
-        Self::parse(&text, images).with_context(|| format!("in {}", file.display()))
-    }
-
-    fn parse(text: &str, folder: &Path) -> Result<Self> {
-        let mut pairs = Self::default();
-        let mut known_texts = HashMap::new();
-        let mut known_images = HashMap::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
-            let named = line.image.into_iter().chain(line.images).collect::<Vec<_>>();
-            if named.is_empty() {
-                bail!("line {}: names no image", number + 1);
-            }
-            let text = *known_texts.entry(line.text).or_insert_with_key(|text: &String| {
-                pairs.texts.push(text.clone());
-                pairs.images_of_text.push(Vec::new());
-                pairs.texts.len() - 1
+/// Reads lines of pairs; picture files are relative to `folder`. Texts and pictures have the order of their first pair,
+/// and its place as their id.
+///
+/// # Errors
+/// Names the line at fault.
+pub fn parse(content: &str, folder: &Path) -> Result<Dataset> {
+    let mut known_texts = HashMap::new();
+    let mut known_images = HashMap::new();
+    let mut texts: Vec<(Text, Vec<i64>)> = Vec::new();
+    let mut images = Vec::new();
+    for (number, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
+        let named = line.image.into_iter().chain(line.images).collect::<Vec<_>>();
+        if named.is_empty() {
+            bail!("line {}: names no image", number + 1);
+        }
+        let text = *known_texts.entry(line.text).or_insert_with_key(|text: &String| {
+            texts.push((Text { id: texts.len() as i64, text: text.clone() }, Vec::new()));
+            texts.len() - 1
+        });
+        for name in named {
+            let id = *known_images.entry(name).or_insert_with_key(|name: &String| {
+                let id = images.len() as i64;
+                images.push(Image { id, source: Source::File(folder.join(name)) });
+                id
             });
-            for name in named {
-                let image = *known_images.entry(name).or_insert_with_key(|name: &String| {
-                    pairs.images.push(folder.join(name));
-                    pairs.texts_of_image.push(Vec::new());
-                    pairs.images.len() - 1
-                });
-                if !pairs.images_of_text[text].contains(&image) {
-                    pairs.images_of_text[text].push(image);
-                    pairs.texts_of_image[image].push(text);
-                }
-            }
+            texts[text].1.push(id);
         }
-        ensure!(!pairs.texts.is_empty(), "there are no pairs");
-        Ok(pairs)
     }
-
-    /// Adds every picture (png, jpg, jpeg, webp, gif, bmp) of a folder as a candidate, so that retrieval is measured
-    /// against all of them and not only against those that some text names.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub fn add_candidates(&mut self, folder: &Path) -> Result<()> {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        files.sort();
-        let known = self.images.iter().cloned().collect::<std::collections::HashSet<_>>();
-        for file in files {
-            let extension = file.extension().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-            let is_picture = ["png", "jpg", "jpeg", "webp", "gif", "bmp"].contains(&extension.as_str());
-            if is_picture && !known.contains(&file) {
-                self.images.push(file);
-                self.texts_of_image.push(Vec::new());
-            }
-        }
-        Ok(())
-    }
+    ensure!(!texts.is_empty(), "there are no pairs");
+    Dataset::link(texts, images)
 }
 
 #[cfg(test)]
@@ -101,9 +59,10 @@ mod tests {
     fn texts_and_pictures_may_occur_in_several_pairs() {
         let text = "{\"text\": \"a\", \"image\": \"1.png\"}\n\n{\"text\": \"b\", \"images\": [\"1.png\", \"2.png\"]}\n\
                     {\"text\": \"a\", \"image\": \"1.png\"}";
-        let pairs = Pairs::parse(text, Path::new("x")).expect("parses");
-        assert_eq!(pairs.texts, ["a", "b"]);
-        assert_eq!(pairs.images, [Path::new("x/1.png"), Path::new("x/2.png")]);
+        let pairs = parse(text, Path::new("x")).expect("parses");
+        assert_eq!(pairs.texts, [(0, "a"), (1, "b")].map(|(id, text)| Text { id, text: text.to_owned() }));
+        let sources = pairs.images.iter().map(|image| image.source.clone()).collect::<Vec<_>>();
+        assert_eq!(sources, ["x/1.png", "x/2.png"].map(|path| Source::File(path.into())));
         assert_eq!(pairs.images_of_text, [vec![0], vec![0, 1]]);
         assert_eq!(pairs.texts_of_image, [vec![0, 1], vec![1]]);
     }
@@ -111,7 +70,7 @@ mod tests {
     #[test]
     fn bad_line_is_named() {
         for (text, wanted) in [("{\"text\": \"a\"}", "line 1"), ("\n{", "line 2"), ("", "no pairs")] {
-            let error = format!("{:#}", Pairs::parse(text, Path::new("")).expect_err("bad"));
+            let error = format!("{:#}", parse(text, Path::new("")).expect_err("bad"));
             assert!(error.contains(wanted), "{error}");
         }
     }

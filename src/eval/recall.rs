@@ -3,6 +3,11 @@
 
 use serde::Serialize;
 
+use crate::eval::rank::Ranked;
+
+/// Best candidates that a query's figures look at; prediction files have as many.
+pub const DEPTH: usize = 10;
+
 /// Figures of one direction, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Recall {
@@ -22,71 +27,46 @@ pub struct Recall {
     pub candidates: usize,
 }
 
-/// Ranks all candidates for each query by the dot product of L2-normalised vectors. `gold[q]` holds the indexes of the
-/// candidates that belong to query `q`. Of equal scores, the candidate that was given first ranks first.
-pub fn recall(queries: &[Vec<f32>], candidates: &[Vec<f32>], gold: &[Vec<usize>]) -> Recall {
+/// Figures of queries with their [`DEPTH`] best of `candidates` candidates. `gold` holds, for each query, the indexes of
+/// the candidates that belong to it.
+pub fn recall<'a>(queries: impl Iterator<Item = (&'a Ranked, &'a Vec<usize>)>, candidates: usize) -> Recall {
     let mut hits = [0usize; 3];
-    let mut precise = 0usize;
-    for (query, gold) in queries.iter().zip(gold) {
-        let best = top(query, candidates, 10);
-        for (hits, within) in hits.iter_mut().zip([1, 5, 10]) {
-            *hits += usize::from(best.iter().take(within).any(|candidate| gold.contains(candidate)));
+    let (mut precise, mut count) = (0usize, 0usize);
+    for (ranked, gold) in queries {
+        let is_gold = |within: usize| ranked.hits.iter().take(within).filter(|hit| gold.contains(&hit.index)).count();
+        for (hits, within) in hits.iter_mut().zip([1, 5, DEPTH]) {
+            *hits += usize::from(is_gold(within) > 0);
         }
-        precise += best.iter().take(5).filter(|candidate| gold.contains(candidate)).count();
+        precise += is_gold(5);
+        count += 1;
     }
-    let percent = |count: usize, of: usize| if of == 0 { 0.0 } else { 100.0 * count as f64 / of as f64 };
-    let [r1, r5, r10] = hits.map(|count| percent(count, queries.len()));
+    // The order of the operations is the reference's, so that the figures are equal to the last bit.
+    let share = |hits: usize, of: usize| if of == 0 { 0.0 } else { hits as f64 / of as f64 };
+    let [r1, r5, r10] = hits.map(|hits| share(hits, count));
     Recall {
-        r1,
-        r5,
-        r10,
-        mean_recall: (r1 + r5 + r10) / 3.0,
-        precision5: percent(precise, 5 * queries.len()),
-        queries: queries.len(),
-        candidates: candidates.len(),
+        r1: r1 * 100.0,
+        r5: r5 * 100.0,
+        r10: r10 * 100.0,
+        mean_recall: (r1 + r5 + r10) / 3.0 * 100.0,
+        precision5: 100.0 * share(precise, 5 * count),
+        queries: count,
+        candidates,
     }
-}
-
-/// Indexes of the `count` candidates with the highest dot product, best first.
-fn top(query: &[f32], candidates: &[Vec<f32>], count: usize) -> Vec<usize> {
-    let mut scored: Vec<(f32, usize)> = candidates
-        .iter()
-        .enumerate()
-        .map(|(index, candidate)| (query.iter().zip(candidate).map(|(left, right)| left * right).sum(), index))
-        .collect();
-    let better = |left: &(f32, usize), right: &(f32, usize)| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1));
-    if scored.len() > count {
-        scored.select_nth_unstable_by(count, better);
-        scored.truncate(count);
-    }
-    scored.sort_unstable_by(better);
-    scored.into_iter().map(|(_, index)| index).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn unit(angle: f32) -> Vec<f32> {
-        vec![angle.cos(), angle.sin()]
-    }
+    use crate::eval::rank::Hit;
 
     #[test]
     fn any_gold_within_k_is_a_hit_and_figures_are_percentages() {
-        // Candidates at growing angles: the rank of candidate i for the query at angle 0 is i + 1.
-        let candidates = (0..20).map(|index| unit(index as f32 * 0.1)).collect::<Vec<_>>();
-        let queries = vec![unit(0.0); 4];
-        let gold = vec![vec![0], vec![4], vec![19, 9], vec![10]];
-        let figures = recall(&queries, &candidates, &gold);
+        let ranked = Ranked { hits: (0..10).map(|index| Hit { index, score: 1.0 }).collect(), ..Ranked::default() };
+        let gold = [vec![0], vec![4], vec![19, 9], vec![10]];
+        let figures = recall(gold.iter().map(|gold| (&ranked, gold)), 20);
         assert_eq!((figures.r1, figures.r5, figures.r10), (25.0, 50.0, 75.0));
         assert_eq!(figures.mean_recall, 50.0);
         assert_eq!(figures.precision5, 10.0);
         assert_eq!((figures.queries, figures.candidates), (4, 20));
-    }
-
-    #[test]
-    fn equal_scores_keep_the_given_order() {
-        let same = vec![unit(0.0); 3];
-        assert_eq!(top(&unit(0.0), &same, 2), [0, 1]);
     }
 }

@@ -4,11 +4,13 @@
 
 mod binary;
 mod demo;
+mod evaluation;
 mod images;
 mod ingest_faults;
 mod ingest_support;
 mod kafka_source;
 mod kafka_support;
+mod matching;
 mod memory;
 mod page;
 mod pipeline;
