@@ -172,11 +172,11 @@ impl Dataset {
                 _ => None,
             })
             .collect();
-        let mut next = self.images.iter().map(|image| image.id + 1).max().unwrap_or(0);
-        for file in pictures_in(folder)?.into_iter().filter(|file| !known.contains(file)) {
-            self.images.push(Image { id: next, source: Source::File(file) });
+        let next = self.images.iter().map(|image| image.id + 1).max().unwrap_or(0);
+        let files = pictures_in(folder)?.into_iter().filter(|file| !known.contains(file));
+        for (id, file) in (next..).zip(files) {
+            self.images.push(Image { id, source: Source::File(file) });
             self.texts_of_image.push(Vec::new());
-            next += 1;
         }
         Ok(())
     }
