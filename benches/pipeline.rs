@@ -14,9 +14,9 @@ use feedlens::encode::encoder::Encoder;
 use feedlens::encode::onnx::OnnxModel;
 use feedlens::encode::{Encode, PreparedImage, PreparedText};
 use feedlens::feed::{Feed, Message};
-use feedlens::image::decode::{DecodeLimits, decode};
+use feedlens::image::decode::{DecodeOptions, decode};
 use feedlens::image::fetch::ImageFetcher;
-use feedlens::image::resize::thumbnail;
+use feedlens::image::thumbnail::thumbnail;
 use feedlens::ingest::{self, IngestParts};
 use feedlens::kafka::{EmbeddedBroker, InflightLimits, Producer, Source, Subscription};
 use feedlens::metrics::Metrics;
@@ -131,7 +131,7 @@ async fn bench(root: &Path) {
 /// The posts that can be indexed: the bad ones of the feed would only cost the pipe a dead letter.
 async fn good_messages(root: &Path, config: &Config) -> Vec<Message> {
     let fetcher = ImageFetcher::new(&config.images).expect("a fetcher");
-    let limits = DecodeLimits { max_pixels: config.images.max_pixels };
+    let options = DecodeOptions { max_pixels: config.images.max_pixels, ..DecodeOptions::default() };
     let mut good = Vec::new();
     for message in Feed::open(&root.join("demo/feed.jsonl")).expect("the bundled feed") {
         let message = message.expect("reads");
@@ -140,7 +140,7 @@ async fn good_messages(root: &Path, config: &Config) -> Vec<Message> {
         else {
             continue;
         };
-        if fetcher.bytes(&source).await.is_ok_and(|bytes| decode(&bytes, &limits).is_ok()) {
+        if fetcher.bytes(&source).await.is_ok_and(|bytes| decode(&bytes, &options).is_ok()) {
             good.push(message);
         }
     }
@@ -162,7 +162,7 @@ struct Prepared {
 async fn bare_prepare(config: &Config, messages: &[Message]) -> (Stage, Vec<Prepared>) {
     let encoder = Encoder::start(&config.model, &config.encoder, &Arc::new(Metrics::new())).expect("the model loads");
     let fetcher = ImageFetcher::new(&config.images).expect("a fetcher");
-    let limits = DecodeLimits { max_pixels: config.images.max_pixels };
+    let options = DecodeOptions { max_pixels: config.images.max_pixels, ..DecodeOptions::default() };
     let mut all = Vec::with_capacity(messages.len());
     let timer = Timer::start();
     for message in messages {
@@ -170,7 +170,7 @@ async fn bare_prepare(config: &Config, messages: &[Message]) -> (Stage, Vec<Prep
         let Ok(post) = Post::parse(&message.value, key, &config.posts) else { continue };
         let (Some(source), Some(caption)) = (&post.image, &post.caption) else { continue };
         let Ok(bytes) = fetcher.bytes(source).await else { continue };
-        let Ok(picture) = decode(&bytes, &limits) else { continue };
+        let Ok(picture) = decode(&bytes, &options) else { continue };
         let image = encoder.preprocessor.prepare(&picture);
         let thumbnail = thumbnail(&picture, config.images.thumbnail_pixels);
         let text = encoder.tokenizer.encode(caption).expect("tokenises");

@@ -26,6 +26,9 @@ packages_missing() {
   # librdkafka and OpenSSL's bindings compile C and C++.
   need build-essential sh -c 'command -v cc && command -v c++ && command -v make'
   need pkg-config command -v pkg-config
+  # libjpeg-turbo, with its vector code.
+  need cmake command -v cmake
+  need nasm command -v nasm
   need libssl-dev pkg-config --exists openssl
   need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
   if [ "${1:-}" = tests ]; then

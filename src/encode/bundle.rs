@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::image::resize::ConvertRgb;
+
 /// Section `[model]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +37,9 @@ pub struct Bundle {
     pub logit_scale: f32,
     /// How a picture becomes square.
     pub resize: Resize,
+    /// When a picture becomes RGB, seen from the resize.
+    #[serde(default)]
+    pub convert_rgb: ConvertRgb,
     /// How the weights are stored, for people.
     pub precision: String,
     /// The picture tower.
@@ -60,6 +65,8 @@ pub enum Family {
 pub enum Resize {
     /// Straight to R x R, Pillow's bicubic with antialiasing.
     Bicubic,
+    /// The shorter side to R, then R x R of the middle; torchvision's rounding.
+    BicubicCrop,
 }
 
 /// One tower's file and the names of its tensors.

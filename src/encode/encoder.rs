@@ -10,7 +10,7 @@ use crate::encode::preprocess::Preprocessor;
 use crate::encode::tokenizer::Tokenizer;
 use crate::encode::worker::{EncoderHandle, Priority};
 use crate::encode::{Encode, EncoderConfig};
-use crate::image::decode::{DecodeLimits, decode};
+use crate::image::decode::{DecodeOptions, decode};
 use crate::metrics::Metrics;
 
 /// Workers on CPU unless told otherwise: two keep the cores busy while one fills its input, and more would hold the
@@ -66,12 +66,7 @@ impl Encoder {
             threads,
             "encoder ready"
         );
-        Ok(Self {
-            handle,
-            tokenizer,
-            preprocessor: Preprocessor::new(bundle.resolution),
-            bundle: Arc::new(bundle.clone()),
-        })
+        Ok(Self { handle, tokenizer, preprocessor: Preprocessor::new(bundle), bundle: Arc::new(bundle.clone()) })
     }
 
     /// Runs the golden inputs through the whole encoder.
@@ -87,7 +82,7 @@ impl Encoder {
         for item in &golden.images {
             let file = self.bundle.path(&item.file);
             let bytes = tokio::fs::read(&file).await.with_context(|| format!("cannot read {}", file.display()))?;
-            let picture = decode(&bytes, &DecodeLimits { max_pixels: GOLDEN_MAX_PIXELS })
+            let picture = decode(&bytes, &DecodeOptions { max_pixels: GOLDEN_MAX_PIXELS, ..DecodeOptions::default() })
                 .map_err(|fault| anyhow!("{}: {fault}", file.display()))?;
             let vector = self.handle.image(self.preprocessor.prepare(&picture), Priority::Query).await?;
             compare(&vector, &item.vector, golden.tolerance).with_context(|| self.disagrees(&item.file))?;

@@ -1,29 +1,33 @@
-//! From a picture to the tensor that enters the encoder, as Chinese-CLIP does it: straight to R x R by Pillow's bicubic,
-//! then RGB, then /255, mean and standard deviation.
+//! From a picture to the tensor that enters the encoder, by the rules of the bundle: resized with Pillow's bicubic, RGB,
+//! then /255, mean and standard deviation.
 
 use crate::encode::PreparedImage;
-use crate::image::decode::Picture;
-use crate::image::resize;
+use crate::encode::bundle::{Bundle, Resize};
+use crate::image::picture::Picture;
+use crate::image::resize::{ConvertRgb, Frame, resize_rgb};
 
-/// Resizes pictures to a model's resolution.
+/// Makes pictures fit a model's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preprocessor {
     resolution: u32,
+    resize: Resize,
+    convert_rgb: ConvertRgb,
 }
 
 impl Preprocessor {
-    /// For a model whose input is `resolution` x `resolution` pixels.
-    ///
-    /// # Panics
-    /// Where `resolution` is zero.
-    pub fn new(resolution: u32) -> Self {
-        assert!(resolution > 0, "a resolution is at least 1 pixel");
-        Self { resolution }
+    /// By the rules of a bundle.
+    pub fn new(bundle: &Bundle) -> Self {
+        Self { resolution: bundle.resolution, resize: bundle.resize, convert_rgb: bundle.convert_rgb }
     }
 
     /// The picture as `resolution` x `resolution` RGB bytes. Blocking (up to milliseconds).
     pub fn prepare(&self, picture: &Picture) -> PreparedImage {
-        PreparedImage { rgb: resize::resize_rgb(picture, self.resolution, self.resolution) }
+        let side = self.resolution as usize;
+        let frame = match self.resize {
+            Resize::Bicubic => Frame::whole(side, side),
+            Resize::BicubicCrop => Frame::middle(picture.size(), side),
+        };
+        PreparedImage { rgb: resize_rgb(picture, &frame, self.convert_rgb) }
     }
 }
 
@@ -50,7 +54,7 @@ pub fn fill(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::decode::Layout;
+    use crate::image::picture::Layout;
 
     const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
     const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
@@ -77,10 +81,17 @@ mod tests {
         assert_eq!(out, [0.0, 0.6, 0.2, 0.8, 0.4, 1.0]);
     }
 
+    /// A line in the middle of a tall picture: squeezed, or cut out.
     #[test]
-    fn prepared_picture_has_the_models_size() {
-        let picture = Picture::new(5, 9, Layout::Gray, vec![7; 45]);
-        let prepared = Preprocessor::new(4).prepare(&picture);
-        assert_eq!(prepared.rgb, vec![7; 48]);
+    fn bundle_decides_whether_a_picture_is_squeezed_or_cropped() {
+        let mut levels = vec![0; 4 * 12];
+        levels[4 * 4..8 * 4].fill(200);
+        let picture = Picture::new(4, 12, Layout::Gray, levels);
+        let prepare =
+            |resize| Preprocessor { resolution: 4, resize, convert_rgb: ConvertRgb::After }.prepare(&picture).rgb;
+        assert_eq!(prepare(Resize::BicubicCrop), vec![200; 48]);
+        let squeezed = prepare(Resize::Bicubic);
+        assert_eq!(squeezed.len(), 48);
+        assert!(squeezed[0] < 50 && squeezed[24] > 150, "{squeezed:?}");
     }
 }

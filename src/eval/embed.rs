@@ -12,7 +12,7 @@ use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::eval::dataset::{Dataset, Source};
 use crate::image::ImagesConfig;
-use crate::image::decode::{DecodeLimits, decode};
+use crate::image::decode::{DecodeOptions, decode};
 
 /// Batches' worth of items in flight: one being encoded, one full, and two being prepared.
 const BATCHES_IN_FLIGHT: usize = 4;
@@ -21,7 +21,7 @@ const BATCHES_IN_FLIGHT: usize = 4;
 #[derive(Clone)]
 pub struct Embedder {
     encoder: Encoder,
-    limits: DecodeLimits,
+    options: DecodeOptions,
     max_bytes: u64,
     /// More decoding at a time than there are cores only costs memory.
     cores: Arc<Semaphore>,
@@ -29,11 +29,11 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// With the limits of the configuration.
+    /// With the limits and the way of decoding of the configuration.
     pub fn new(encoder: Encoder, config: &EncoderConfig, images: &ImagesConfig) -> Self {
         Self {
+            options: images.decode_options(encoder.bundle.resolution),
             encoder,
-            limits: DecodeLimits { max_pixels: images.max_pixels },
             max_bytes: images.max_bytes,
             cores: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
             in_flight: BATCHES_IN_FLIGHT * config.max_batch_images.max(config.max_batch_texts),
@@ -63,8 +63,8 @@ impl Embedder {
     /// # Errors
     /// They are no picture within the limits, or the encoder gives no vector.
     pub async fn image(&self, bytes: Vec<u8>) -> Result<Vec<f32>> {
-        let (preprocessor, limits) = (self.encoder.preprocessor, self.limits);
-        let decoded = move || Ok(preprocessor.prepare(&decode(&bytes, &limits)?));
+        let (preprocessor, options) = (self.encoder.preprocessor, self.options);
+        let decoded = move || Ok(preprocessor.prepare(&decode(&bytes, &options)?));
         Ok(self.encoder.handle.image(self.on_a_core(decoded).await?, Priority::Feed).await?)
     }
 

@@ -4,8 +4,11 @@
 pub mod decode;
 pub mod fetch;
 pub mod guard;
+pub mod picture;
 pub mod resize;
+pub mod thumbnail;
 
+use self::decode::DecodeOptions;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +23,10 @@ pub struct ImagesConfig {
     pub max_bytes: u64,
     /// Largest picture, in bytes as transferred and in pixels as its header says.
     pub max_pixels: u64,
+    /// "exact": the pixels that Pillow gives. "fast": JPEGs are decoded to a half, a quarter or an eighth of their size where that leaves at least twice the model's resolution, and their colours are up-sampled the quick way; vectors differ slightly.
+    pub decode: Fidelity,
+    /// Turn pictures upright by the orientation in their EXIF data. Off: as the model's own pipeline, which does not.
+    pub exif_rotation: bool,
     /// For pictures by URL: the whole transfer; connecting; redirects followed (each one checked again).
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
@@ -47,6 +54,16 @@ pub struct ImagesConfig {
     pub thumbnail_pixels: u32,
 }
 
+/// How faithfully JPEGs are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fidelity {
+    /// The pixels that Pillow gives.
+    Exact,
+    /// Scaled while decoding, where there are more pixels than the model needs.
+    Fast,
+}
+
 impl ImagesConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
@@ -60,6 +77,16 @@ impl ImagesConfig {
             self.root.display()
         );
         Ok(())
+    }
+
+    /// How pictures are decoded for a model whose input is `resolution` pixels wide and high.
+    pub fn decode_options(&self, resolution: u32) -> DecodeOptions {
+        let shrink_to = match self.decode {
+            Fidelity::Exact => None,
+            // With twice the size, the resize still has something to weigh; and a thumbnail must not become smaller.
+            Fidelity::Fast => Some(self.thumbnail_pixels.max(resolution.saturating_mul(2))),
+        };
+        DecodeOptions { max_pixels: self.max_pixels, exif_rotation: self.exif_rotation, shrink_to }
     }
 }
 

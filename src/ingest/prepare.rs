@@ -13,9 +13,9 @@ use crate::encode::worker::Priority;
 use crate::encode::{PreparedImage, PreparedText};
 use crate::error::{Fault, Reason};
 use crate::image::ImagesConfig;
-use crate::image::decode::{DecodeLimits, Picture, decode};
+use crate::image::decode::decode;
 use crate::image::fetch::ImageFetcher;
-use crate::image::resize::thumbnail;
+use crate::image::thumbnail::thumbnail;
 use crate::kafka::{Envelope, Position};
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version};
@@ -136,13 +136,13 @@ impl Preparer {
     }
 
     async fn decode(&self, bytes: Bytes, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
-        let limits = DecodeLimits { max_pixels: self.images.max_pixels };
+        let options = self.images.decode_options(self.encoder.bundle.resolution);
         let thumbnail_pixels = self.images.thumbnail_pixels;
         let preprocessor = self.encoder.preprocessor;
         let metrics = self.metrics.clone();
         self.off_the_async_threads(move || {
             let started = Instant::now();
-            let picture: Picture = decode(&bytes, &limits)?;
+            let picture = decode(&bytes, &options)?;
             observe(&metrics, "decode", started);
             let started = Instant::now();
             let prepared = preprocessor.prepare(&picture);

@@ -9,16 +9,17 @@ use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::error::Fault;
 use crate::image::ImagesConfig;
-use crate::image::decode::{DecodeLimits, Picture, decode};
+use crate::image::decode::{DecodeOptions, decode};
 use crate::image::fetch::ImageFetcher;
-use crate::image::resize;
+use crate::image::picture::Picture;
+use crate::image::thumbnail;
 use crate::post::ImageSource;
 
 /// Everything between a request's subject and its vector.
 pub struct QueryEncoder {
     encoder: Encoder,
     fetcher: ImageFetcher,
-    limits: DecodeLimits,
+    options: DecodeOptions,
     decoding: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
@@ -32,9 +33,9 @@ impl QueryEncoder {
         // A decoded picture may take hundreds of megabytes: no more at a time than there are cores to work on them.
         let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
+            options: images.decode_options(encoder.bundle.resolution),
             encoder,
             fetcher: ImageFetcher::new(images)?,
-            limits: DecodeLimits { max_pixels: images.max_pixels },
             decoding: Arc::new(Semaphore::new(at_a_time)),
             places: Arc::new(Semaphore::new(images.concurrency.min(Semaphore::MAX_PERMITS))),
         })
@@ -64,7 +65,7 @@ impl QueryEncoder {
     /// # Errors
     /// As [`Self::embed_picture`], without the encoder.
     pub async fn thumbnail(&self, picture: &ImageSource, max_side: u32) -> Result<Option<String>, Fault> {
-        self.with_picture(picture, move |picture| resize::thumbnail(picture, max_side)).await
+        self.with_picture(picture, move |picture| thumbnail::thumbnail(picture, max_side)).await
     }
 
     async fn with_picture<T: Send + 'static>(
@@ -82,12 +83,12 @@ impl QueryEncoder {
             }
         };
         let bytes = self.fetcher.bytes(picture).await?;
-        let limits = self.limits;
+        let options = self.options;
         let permit = Arc::clone(&self.decoding).acquire_owned().await.expect(NEVER_CLOSED);
         let decoded = tokio::task::spawn_blocking(move || {
             // Held by the work and not by the request: a request that was given up leaves its work running.
             let _held = (permit, place);
-            decode(&bytes, &limits).map(|picture| work(&picture))
+            decode(&bytes, &options).map(|picture| work(&picture))
         });
         decoded.await.unwrap_or_else(|error| Err(Fault::fatal(format!("decoding a picture failed: {error}"))))
     }

@@ -262,8 +262,8 @@ async fn web_page_in_place_of_a_picture_is_named() {
     let page = "HTTP/1.1 200 OK\ncontent-type: text/html\ncontent-length: 27\n\n<!DOCTYPE html><p>Log in</p>";
     let server = Server::start([("/a", raw(page))]).await;
     let bytes = fetch(&server.url("/a")).await.expect("fetched");
-    let limits = feedlens::image::decode::DecodeLimits { max_pixels: 1_000 };
-    let fault = feedlens::image::decode::decode(&bytes, &limits).expect_err("no picture");
+    let options = feedlens::image::decode::DecodeOptions::default();
+    let fault = feedlens::image::decode::decode(&bytes, &options).expect_err("no picture");
     assert!(fault.to_string().contains("web page"), "{fault}");
 }
 

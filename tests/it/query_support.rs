@@ -10,8 +10,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use feedlens::config::{Config, Overrides};
 use feedlens::encode::encoder::Encoder;
 use feedlens::encode::worker::Priority;
-use feedlens::image::decode::{DecodeLimits, decode};
-use feedlens::image::resize::thumbnail;
+use feedlens::image::decode::{DecodeOptions, decode};
+use feedlens::image::thumbnail::thumbnail;
 use feedlens::metrics::Metrics;
 use feedlens::post::{ImageSource, Post, Provenance, point_id};
 use feedlens::query::embed::QueryEncoder;
@@ -141,7 +141,7 @@ impl Worker {
             Some(ImageSource::Path(path)) => Some(std::fs::read(root().join(path)).expect("a file")),
             Some(ImageSource::Url(_)) | None => None,
         };
-        let picture = bytes.map(|bytes| decode(&bytes, &DecodeLimits { max_pixels: 1 << 24 }).expect("a picture"));
+        let picture = bytes.map(|bytes| decode(&bytes, &DecodeOptions::default()).expect("a picture"));
         let image = match &picture {
             Some(picture) => {
                 let prepared = encoder.preprocessor.prepare(picture);

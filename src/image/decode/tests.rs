@@ -1,9 +1,15 @@
+use std::io::Cursor;
+
 use image::{DynamicImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, RgbaImage};
 use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 1_000_000 };
+const LIMITS: DecodeOptions = at_most(1_000_000);
+
+const fn at_most(max_pixels: u64) -> DecodeOptions {
+    DecodeOptions { max_pixels, exif_rotation: false, shrink_to: None }
+}
 
 fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -16,8 +22,8 @@ fn gradient() -> RgbImage {
 }
 
 #[track_caller]
-fn assert_rejected(bytes: &[u8], limits: &DecodeLimits, expected: Reason, mentions: &str) {
-    crate::error::tests::assert_rejected(decode(bytes, limits), expected, mentions);
+fn assert_rejected(bytes: &[u8], options: &DecodeOptions, expected: Reason, mentions: &str) {
+    crate::error::tests::assert_rejected(decode(bytes, options), expected, mentions);
 }
 
 #[test]
@@ -61,16 +67,16 @@ fn exif_rotation_is_not_applied() {
 fn animation() -> Vec<u8> {
     let mut bytes = Vec::new();
     let palette = [255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9];
-    let mut encoder = gif::Encoder::new(&mut bytes, 4, 3, &palette).expect("encodes");
+    let mut encoder = ::gif::Encoder::new(&mut bytes, 4, 3, &palette).expect("encodes");
     for index in [2, 3] {
-        let frame = gif::Frame {
+        let frame = ::gif::Frame {
             left: 1,
             top: 1,
             width: 2,
             height: 1,
             transparent: Some(1),
             buffer: vec![index, 1].into(),
-            ..gif::Frame::default()
+            ..::gif::Frame::default()
         };
         encoder.write_frame(&frame).expect("encodes");
     }
@@ -88,13 +94,13 @@ fn first_frame_of_a_gif_lies_on_the_transparent_colour() {
 
 #[test]
 fn header_is_judged_before_memory_is_taken() {
-    let small = DecodeLimits { max_pixels: 199 };
+    let small = at_most(199);
     for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif] {
         assert_rejected(&encoded(gradient(), format), &small, Reason::TooLarge, "20 x 10 pixels; at most 199");
     }
     let mut png = encoded(gradient(), ImageFormat::Png);
     png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
-    assert_rejected(&png, &DecodeLimits { max_pixels: u64::MAX }, Reason::TooLarge, "65535 a side");
+    assert_rejected(&png, &at_most(u64::MAX), Reason::TooLarge, "65535 a side");
 }
 
 #[test]

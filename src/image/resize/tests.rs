@@ -1,11 +1,9 @@
 use std::path::Path;
 
-use base64::Engine as _;
-
+use super::samples::{Sample, across_row};
+use super::windows::Windows;
 use super::*;
-use crate::image::decode::{DecodeLimits, decode};
-
-const LIMITS: DecodeLimits = DecodeLimits { max_pixels: 10_000_000 };
+use crate::image::decode::{DecodeOptions, decode};
 
 /// How far the pictures of a folder are from what the reference made of them.
 #[derive(Debug, Default, PartialEq)]
@@ -75,58 +73,29 @@ fn random_pictures_equal_pillow_to_the_bit() {
 
 #[test]
 fn portable_code_equals_the_vectorised() {
-    let (from, to) = ((61, 47), (24, 24));
-    let value = |row: usize, column: usize| (row * 37 + column * 101 + row * column) as u8;
-    let fill = |row: usize, out: &mut [[u8; 4]]| {
-        for (column, pixel) in out.iter_mut().enumerate() {
-            *pixel = [value(row, column), value(column, row), value(row, row), 255];
-        }
-    };
-    assert_eq!(two_passes(from, to, fill), two_passes_portable(from, to, fill));
+    let sample = |at: usize| (at * 37 + at * at / 7) as u8;
+    for (from, to) in [(61, 24), (7, 24), (400, 3)] {
+        let windows = || Windows::new(from, to, 0..to, u8::weight);
+        let source: Vec<u8> = (0..from * 4 + passes::PADDING).map(sample).collect();
+        let row = |lanes: usize, across: &dyn Fn(&[u8], &mut [u8])| {
+            let mut out = vec![0; to * lanes];
+            across(&source, &mut out);
+            out
+        };
+        assert_eq!(
+            row(3, &*u8::across::<3>(windows())),
+            row(3, &|source, out| across_row::<u8, 3>(&windows(), source, out))
+        );
+        assert_eq!(
+            row(4, &*u8::across::<4>(windows())),
+            row(4, &|source, out| across_row::<u8, 4>(&windows(), source, out))
+        );
+    }
 }
 
 #[test]
 fn long_thin_picture_takes_little_memory() {
     // Pillow's own order would hold 224 x 65,535 pixels between the passes.
     let picture = Picture::new(1, 65_535, Layout::Rgb, vec![200; 65_535 * 3]);
-    assert_eq!(resize_rgb(&picture, 224, 224), vec![200; 224 * 224 * 3]);
-}
-
-fn decode_thumbnail(uri: &str) -> Picture {
-    let data = uri.strip_prefix("data:image/jpeg;base64,").expect("a data URI of a JPEG");
-    let bytes = base64::engine::general_purpose::STANDARD.decode(data).expect("base64");
-    assert!(bytes.len() <= MAX_THUMBNAIL_BYTES, "{} bytes", bytes.len());
-    decode(&bytes, &LIMITS).expect("a JPEG")
-}
-
-#[test]
-fn thumbnail_keeps_the_shape_and_never_grows() {
-    let picture = Picture::new(640, 320, Layout::Rgb, vec![90; 640 * 320 * 3]);
-    let small = decode_thumbnail(&thumbnail(&picture, 160).expect("a thumbnail"));
-    assert_eq!((small.width(), small.height()), (160, 80));
-    let picture = Picture::new(3, 2, Layout::Gray, vec![90; 6]);
-    let small = decode_thumbnail(&thumbnail(&picture, 160).expect("a thumbnail"));
-    assert_eq!((small.width(), small.height()), (3, 2));
-    let picture = Picture::new(1, 5_000, Layout::Gray, vec![90; 5_000]);
-    let small = decode_thumbnail(&thumbnail(&picture, 160).expect("a thumbnail"));
-    assert_eq!((small.width(), small.height()), (1, 160));
-    assert_eq!(thumbnail(&picture, 0), None);
-}
-
-#[test]
-fn thumbnail_of_noise_stays_small() {
-    let mut state = 1u32;
-    let noise = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    });
-    let picture = Picture::new(400, 400, Layout::Rgb, noise.take(400 * 400 * 3).collect());
-    decode_thumbnail(&thumbnail(&picture, 320).expect("a thumbnail"));
-}
-
-#[test]
-fn thumbnail_shows_transparent_parts_white() {
-    let picture = Picture::new(32, 32, Layout::Rgba, vec![0; 32 * 32 * 4]);
-    let small = decode_thumbnail(&thumbnail(&picture, 16).expect("a thumbnail"));
-    assert!(small.pixels().iter().all(|value| *value >= 254), "{:?}", &small.pixels()[..3]);
+    assert_eq!(resize_rgb(&picture, &Frame::whole(224, 224), ConvertRgb::After), vec![200; 224 * 224 * 3]);
 }
