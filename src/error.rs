@@ -69,7 +69,7 @@ impl std::fmt::Display for Reason {
 /// What is out of order for now. A metric label (`posts_retried_total{reason}`), so the set is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outage {
-    /// The picture's host does not answer, or answers 429 / 5xx.
+    /// The picture's host does not answer, or answers 429 / 5xx; `images.root` cannot be read.
     ImageHost,
     /// The vector store.
     Store,
@@ -80,6 +80,9 @@ pub enum Outage {
 }
 
 impl Outage {
+    /// Every outage, for metrics that start at zero.
+    pub const ALL: [Outage; 4] = [Outage::ImageHost, Outage::Store, Outage::Broker, Outage::Encoder];
+
     /// The name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

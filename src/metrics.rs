@@ -5,7 +5,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::error::Reason;
+use crate::error::{Outage, Reason};
 
 /// Seconds from 100 microseconds to 30 s.
 const SECONDS: [f64; 17] =
@@ -13,6 +13,10 @@ const SECONDS: [f64; 17] =
 /// End to end also covers hours of backlog.
 const END_TO_END_SECONDS: [f64; 14] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 3600.0, 21600.0];
+/// Labels of `searches_total`.
+const SEARCH_SOURCES: [&str; 3] = ["http", "kafka", "cli"];
+/// Labels of `searches_total`.
+const SEARCH_OUTCOMES: [&str; 4] = ["ok", "rejected", "overloaded", "unavailable"];
 const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// All metrics of a process, in a registry of their own.
@@ -25,8 +29,14 @@ pub struct Metrics {
     pub posts_indexed: IntCounter,
     /// Deletions that are durable in the store.
     pub posts_deleted: IntCounter,
+    /// Posts and deletions that changed nothing, because a newer write of the post is stored.
+    pub posts_ignored: IntCounter,
     /// Posts in the dead-letter topic, by reason.
     pub posts_dead_lettered: IntCounterVec,
+    /// Dead letters that the broker refuses as too large.
+    pub dead_letters_stuck: IntGauge,
+    /// Delete markers that were old enough to go.
+    pub delete_markers_purged: IntCounter,
     /// Attempts that failed for now, by reason.
     pub posts_retried: IntCounterVec,
     /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `dead_letter`; of
@@ -54,6 +64,8 @@ pub struct Metrics {
     pub consumer_lag: IntGaugeVec,
     /// Partitions paused for lack of room downstream.
     pub paused_partitions: IntGauge,
+    /// Times that the consumer had to go on elsewhere than where it was.
+    pub offset_resets: IntCounter,
     /// Offset commits that failed for now.
     pub commits_failed: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
@@ -82,6 +94,18 @@ impl Metrics {
             posts_consumed: make.counter("posts_consumed_total", "Messages taken from the posts topic."),
             posts_indexed: make.counter("posts_indexed_total", "Posts whose point is durable in the store."),
             posts_deleted: make.counter("posts_deleted_total", "Deletions that are durable in the store."),
+            posts_ignored: make.counter(
+                "posts_ignored_total",
+                "Posts and deletions that changed nothing: a newer write of the post is stored.",
+            ),
+            dead_letters_stuck: make.int_gauge(
+                "dead_letters_stuck",
+                "Dead letters larger than their topic takes; until it takes more, their partitions commit nothing past them.",
+            ),
+            delete_markers_purged: make.counter(
+                "delete_markers_purged_total",
+                "Delete markers older than store.delete_marker_ttl that were removed.",
+            ),
             posts_dead_lettered: make.counters(
                 "posts_dead_lettered_total",
                 "Posts in the dead-letter topic, acknowledged by the broker.",
@@ -118,6 +142,10 @@ impl Metrics {
                 &["topic", "partition"],
             ),
             paused_partitions: make.int_gauge("paused_partitions", "Partitions paused for lack of room downstream."),
+            offset_resets: make.counter(
+                "offset_resets_total",
+                "Times that messages were gone before they were read, and the consumer went on at kafka.start.",
+            ),
             commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
@@ -133,6 +161,14 @@ impl Metrics {
         // A rate() over a counter that first appears with its first failure misses that failure.
         for reason in Reason::ALL {
             metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]);
+        }
+        for outage in Outage::ALL {
+            metrics.posts_retried.with_label_values(&[outage.as_str()]);
+        }
+        for source in SEARCH_SOURCES {
+            for outcome in SEARCH_OUTCOMES {
+                metrics.searches.with_label_values(&[source, outcome]);
+            }
         }
         metrics
     }
