@@ -13,9 +13,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka_sys as sys;
 
-use super::KafkaConfig;
 use super::poll::COMMIT_GRACE;
 use super::source::SourceStatus;
+use super::{KafkaConfig, log};
 use crate::error::Fault;
 
 /// librdkafka settings that feedlens must own, and what to use instead.
@@ -255,6 +255,9 @@ pub(super) enum Event {
     Assigned(Vec<(String, i32)>),
     /// These are to be given back: librdkafka waits until [`Callbacks::give_back`] is called.
     Revoked(TopicPartitionList),
+    /// Messages were gone before they were read (the topic's retention, or a topic made anew): the consumer went on
+    /// elsewhere.
+    OffsetReset,
     /// A commit came back, as a whole and for each partition.
     Committed { error: Option<KafkaError>, outcomes: Vec<CommitOutcome> },
 }
@@ -328,7 +331,10 @@ fn is_cooperative(consumer: &BaseConsumer<Callbacks>) -> bool {
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
+        if log::is_offset_reset(level, facility) {
+            self.events().push_back(Event::OffsetReset);
+        }
+        log::line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -380,17 +386,6 @@ fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
     partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
 }
 
-/// librdkafka repeats itself for as long as a broker is away; what matters arrives as an error event too, and is
-/// logged once by [`SourceStatus::failed`].
-fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::error!(target: "librdkafka", facility, "{message}");
-        }
-        _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
-    }
-}
-
 /// Callbacks of a producer: its errors reach the sender of each message, so here they are only logged, each once until
 /// something is delivered again.
 #[derive(Clone)]
@@ -411,7 +406,7 @@ impl ProducerCallbacks {
 
 impl ClientContext for ProducerCallbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log_line(level, facility, message);
+        log::line(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

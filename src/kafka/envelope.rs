@@ -60,9 +60,13 @@ impl Envelope {
     }
 }
 
+/// What a header takes beside its bytes: its place in the list, and two allocations.
+const HEADER_OVERHEAD: usize = std::mem::size_of::<(String, Option<Vec<u8>>)>() + 2 * 16;
+
 /// Bytes that count against the budget.
 pub(super) fn size_of(key: Option<&[u8]>, payload: Option<&[u8]>, headers: &[(String, Option<Vec<u8>>)]) -> u64 {
-    let headers = headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum::<usize>();
+    let headers = headers.iter().map(|(name, value)| HEADER_OVERHEAD + name.len() + value.as_ref().map_or(0, Vec::len));
+    let headers = headers.sum::<usize>();
     (key.map_or(0, <[u8]>::len) + payload.map_or(0, <[u8]>::len) + headers) as u64
 }
 
@@ -261,6 +265,13 @@ mod tests {
         drop(second);
         assert_eq!((inflight.posts_gauge.get(), inflight.bytes_gauge.get()), (0, 0));
         assert!(inflight.is_half_free());
+    }
+
+    #[test]
+    fn many_small_headers_count_as_the_memory_that_they_take() {
+        let headers = vec![(String::new(), None); 10_000];
+        let list = size_of_val(headers.as_slice()) as u64;
+        assert!(size_of(None, None, &headers) >= list, "{} of {list}", size_of(None, None, &headers));
     }
 
     #[test]

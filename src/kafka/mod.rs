@@ -12,6 +12,7 @@ pub mod dead_letter;
 pub mod embedded;
 mod envelope;
 mod lag;
+mod log;
 mod message;
 pub mod offsets;
 mod poll;
@@ -43,7 +44,7 @@ pub struct KafkaConfig {
     pub group: String,
     /// Rejected posts.
     pub dead_letter_topic: String,
-    /// Where a group without commits starts: "earliest" or "latest".
+    /// Where a group without commits starts, and one whose next message is gone goes on: "earliest" or "latest".
     pub start: String,
     /// Committed offsets are written this often.
     #[serde(with = "humantime_serde")]

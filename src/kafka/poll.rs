@@ -283,6 +283,7 @@ impl Poller {
             match event {
                 Event::Assigned(partitions) => self.assigned(partitions),
                 Event::Revoked(list) => self.revoked(list),
+                Event::OffsetReset => self.shared.metrics.offset_resets.inc(),
                 Event::Committed { error, outcomes } => self.committed(error, outcomes),
             }
         }

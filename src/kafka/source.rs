@@ -202,6 +202,7 @@ pub(super) struct SourceMetrics {
     pub paused_partitions: IntGauge,
     pub consumer_lag: IntGaugeVec,
     pub commits_failed: IntCounter,
+    pub offset_resets: IntCounter,
 }
 
 impl SourceMetrics {
@@ -215,6 +216,7 @@ impl SourceMetrics {
             paused_partitions: metrics.paused_partitions.clone(),
             consumer_lag: metrics.consumer_lag.clone(),
             commits_failed: metrics.commits_failed.clone(),
+            offset_resets: metrics.offset_resets.clone(),
         }
     }
 }
