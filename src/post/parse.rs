@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -45,7 +45,9 @@ impl Post {
         let text = std::str::from_utf8(payload).map_err(|error| {
             Fault::reject(Reason::BadJson, format!("message: not UTF-8 at byte {}", error.valid_up_to()))
         })?;
-        let Fields(fields) = serde_json::from_str(text).map_err(|error| bad_json("message", &error))?;
+        let (mut extra_bytes, mut fault) = (0, None);
+        let seed = FieldsSeed { known: &POST_FIELDS, limits, extra_bytes: &mut extra_bytes, fault: &mut fault };
+        let fields = read_with(seed, text).map_err(|error| fault.unwrap_or_else(|| bad_json("message", &error)))?;
         let mut post = Post {
             post_id: String::new(),
             author: None,
@@ -57,7 +59,6 @@ impl Post {
             version: None,
             extra: Map::new(),
         };
-        let mut extra_bytes = 0;
         for (name, raw) in fields {
             match &*name {
                 "post_id" => post.post_id = field(&name, raw, "a string", Reason::BadId)?.unwrap_or_default(),
@@ -74,7 +75,7 @@ impl Post {
                         post.extra.insert(name.into_owned(), rest.into());
                     }
                 }
-                _ => keep_extra(&mut post.extra, &name, raw, &mut extra_bytes, limits)?,
+                _ => keep_extra(&mut post.extra, &name, raw)?,
             }
         }
         check_post_id(&post.post_id)?;
@@ -116,36 +117,110 @@ pub fn tombstone_version(headers: &[(String, Option<Vec<u8>>)]) -> Result<Option
     })
 }
 
-/// The members of a JSON object in order, values not yet parsed. A name that occurs twice is an error: which of the two
-/// holds would depend on the reader.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+/// The members of a JSON object in order, values not yet parsed.
+type Fields<'a> = Vec<(Cow<'a, str>, &'a RawValue)>;
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor;
+const POST_FIELDS: [&str; 8] = ["post_id", "author", "lang", "caption", "created_at", "tags", "version", "image"];
+const IMAGE_FIELDS: [&str; 3] = ["url", "path", "base64"];
 
-        impl<'de> Visitor<'de> for FieldsVisitor {
-            type Value = Fields<'de>;
+/// Reads [`Fields`]. A name that occurs twice is an error: which of the two holds would depend on the reader. What is
+/// above the limit of unknown fields ends the reading: the list of them would take many times the message's memory.
+struct FieldsSeed<'s> {
+    known: &'s [&'s str],
+    limits: &'s PostsConfig,
+    extra_bytes: &'s mut u64,
+    /// Why the reading ended, where it is not the JSON.
+    fault: &'s mut Option<Fault>,
+}
 
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("a JSON object")
-            }
+impl<'de> DeserializeSeed<'de> for FieldsSeed<'_> {
+    type Value = Fields<'de>;
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut seen = HashSet::new();
-                let mut fields = Vec::new();
-                while let Some(FieldName(name)) = map.next_key()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format_args!("field {:?} is there twice", shortened(&name))));
-                    }
-                    fields.push((name, map.next_value()?));
-                }
-                Ok(Fields(fields))
-            }
-        }
-
-        deserializer.deserialize_map(FieldsVisitor)
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
     }
+}
+
+impl<'de> Visitor<'de> for FieldsSeed<'_> {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut seen = HashSet::new();
+        let mut fields = Vec::new();
+        while let Some(FieldName(name)) = map.next_key()? {
+            if !seen.insert(name.clone()) {
+                return Err(A::Error::custom(format_args!("field {:?} is there twice", shortened(&name))));
+            }
+            let raw: &RawValue = map.next_value()?;
+            if !self.known.contains(&&*name) {
+                *self.extra_bytes += (name.len() + raw.get().len()) as u64;
+                if *self.extra_bytes > self.limits.max_extra_bytes {
+                    *self.fault = Some(bad_field(
+                        &shortened(&name),
+                        format!(
+                            "unknown fields take more than posts.max_extra_bytes = {}",
+                            self.limits.max_extra_bytes
+                        ),
+                    ));
+                    return Err(A::Error::custom(LIMIT));
+                }
+            }
+            fields.push((name, raw));
+        }
+        Ok(fields)
+    }
+}
+
+/// Never shown: the fault that was kept is.
+const LIMIT: &str = "above a limit";
+
+/// The tags, as far as the limits let them pass.
+struct TagsSeed<'s> {
+    limits: &'s PostsConfig,
+    fault: &'s mut Option<Fault>,
+}
+
+impl<'de> DeserializeSeed<'de> for TagsSeed<'_> {
+    type Value = Vec<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for TagsSeed<'_> {
+    type Value = Vec<String>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an array of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut tags: Vec<String> = Vec::new();
+        while let Some(tag) = items.next_element::<String>()? {
+            let fits = match tags.len() < self.limits.max_tags {
+                true => check_length("tags: a tag", tag.len(), self.limits.max_tag_bytes),
+                false => Err(bad_field("tags", format!("more than posts.max_tags = {} of them", self.limits.max_tags))),
+            };
+            if let Err(fault) = fits {
+                *self.fault = Some(fault);
+                return Err(A::Error::custom(LIMIT));
+            }
+            tags.push(tag);
+        }
+        Ok(tags)
+    }
+}
+
+fn read_with<'a, S: DeserializeSeed<'a>>(seed: S, text: &'a str) -> serde_json::Result<S::Value> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
 }
 
 #[derive(Deserialize)]
@@ -175,13 +250,15 @@ fn field<'a, T: Deserialize<'a>>(
     expected: &str,
     reason: Reason,
 ) -> Result<Option<T>, Fault> {
-    serde_json::from_str(raw.get()).map_err(|error| {
-        if error.is_data() {
-            Fault::reject(reason, format!("{name}: must be {expected}, not {}", kind(raw)))
-        } else {
-            bad_json(name, &error)
-        }
-    })
+    serde_json::from_str(raw.get()).map_err(|error| field_fault(name, raw, expected, reason, &error))
+}
+
+fn field_fault(name: &str, raw: &RawValue, expected: &str, reason: Reason, error: &serde_json::Error) -> Fault {
+    if error.is_data() {
+        Fault::reject(reason, format!("{name}: must be {expected}, not {}", kind(raw)))
+    } else {
+        bad_json(name, error)
+    }
 }
 
 fn kind(raw: &RawValue) -> String {
@@ -237,15 +314,18 @@ fn time(name: &str, raw: &RawValue) -> Result<Option<DateTime<Utc>>, Fault> {
 }
 
 fn tags(name: &str, raw: &RawValue, limits: &PostsConfig) -> Result<Vec<String>, Fault> {
-    let tags: Option<Vec<String>> = field(name, raw, "an array of strings", Reason::BadField)?;
-    let tags = tags.unwrap_or_default();
-    if tags.len() > limits.max_tags {
-        return Err(bad_field(name, format!("{} of them, of at most {}", tags.len(), limits.max_tags)));
+    if is_null(raw) {
+        return Ok(Vec::new());
     }
-    for tag in &tags {
-        check_length("tags: a tag", tag.len(), limits.max_tag_bytes)?;
-    }
-    Ok(tags)
+    let mut fault = None;
+    let read = read_with(TagsSeed { limits, fault: &mut fault }, raw.get());
+    read.map_err(|error| {
+        fault.unwrap_or_else(|| field_fault(name, raw, "an array of strings", Reason::BadField, &error))
+    })
+}
+
+fn is_null(raw: &RawValue) -> bool {
+    raw.get() == "null"
 }
 
 fn version(name: &str, raw: &RawValue) -> Result<Option<u64>, Fault> {
@@ -264,15 +344,17 @@ fn image(
     limits: &PostsConfig,
 ) -> Result<(Option<ImageSource>, Map<String, Value>), Fault> {
     let mut rest = Map::new();
-    let fields =
-        field(name, raw, "an object with one of url, base64, path", Reason::BadField).map_err(|fault| match fault {
-            // Duplicate names arrive as a data error, but the object is one.
-            Fault::Reject { reason: Reason::BadField, .. } if raw.get().starts_with('{') => {
-                Fault::reject(Reason::BadJson, format!("{name}: a field is there twice"))
-            }
-            fault => fault,
-        })?;
-    let Some(Fields(fields)) = fields else { return Ok((None, rest)) };
+    if is_null(raw) {
+        return Ok((None, rest));
+    }
+    let mut fault = None;
+    let seed = FieldsSeed { known: &IMAGE_FIELDS, limits, extra_bytes, fault: &mut fault };
+    let fields = read_with(seed, raw.get()).map_err(|error| match fault {
+        Some(fault) => fault,
+        // Duplicate names arrive as a data error, but the object is one.
+        None if raw.get().starts_with('{') => bad_json(name, &error),
+        None => field_fault(name, raw, "an object with one of url, base64, path", Reason::BadField, &error),
+    })?;
     let mut sources = Vec::new();
     for (inner, raw) in fields {
         let name = format!("{name}.{inner}");
@@ -281,7 +363,7 @@ fn image(
             "path" => location(&name, raw)?.map(|path| ImageSource::Path(PathBuf::from(path))),
             "base64" => field(&name, raw, "a string", Reason::BadField)?.map(ImageSource::Base64),
             _ => {
-                keep_extra(&mut rest, &inner, raw, extra_bytes, limits)?;
+                keep_extra(&mut rest, &inner, raw)?;
                 None
             }
         };
@@ -303,20 +385,7 @@ fn location(name: &str, raw: &RawValue) -> Result<Option<String>, Fault> {
     Ok(text)
 }
 
-fn keep_extra(
-    extra: &mut Map<String, Value>,
-    name: &str,
-    raw: &RawValue,
-    extra_bytes: &mut u64,
-    limits: &PostsConfig,
-) -> Result<(), Fault> {
-    *extra_bytes += (name.len() + raw.get().len()) as u64;
-    if *extra_bytes > limits.max_extra_bytes {
-        return Err(bad_field(
-            &shortened(name),
-            format!("unknown fields take more than posts.max_extra_bytes = {}", limits.max_extra_bytes),
-        ));
-    }
+fn keep_extra(extra: &mut Map<String, Value>, name: &str, raw: &RawValue) -> Result<(), Fault> {
     let value: Value = serde_json::from_str(raw.get()).map_err(|error| bad_json(&shortened(name), &error))?;
     if depth(&value) > MAX_EXTRA_DEPTH {
         return Err(bad_field(&shortened(name), format!("nested deeper than {MAX_EXTRA_DEPTH} levels")));
