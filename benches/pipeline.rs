@@ -20,8 +20,8 @@ use feedlens::image::thumbnail::thumbnail;
 use feedlens::ingest::{self, IngestParts};
 use feedlens::kafka::{EmbeddedBroker, InflightLimits, Producer, Source, Subscription};
 use feedlens::metrics::Metrics;
-use feedlens::post::{Post, Provenance, point_id};
-use feedlens::store::{self, ModelStamp, Point, Write};
+use feedlens::post::{Post, point_id};
+use feedlens::store::{self, ModelStamp, Order, Origin, Point, Write};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
@@ -211,14 +211,13 @@ async fn bare_write(config: &Config, folder: &Path, prepared: &[Prepared], vecto
     store_config.edge.dir = folder.join("bare");
     let store = store::open(&store_config, &stamp(config), &Metrics::new()).await.expect("opens");
     let points = prepared.iter().zip(vectors).map(|(item, (image, caption))| {
-        let provenance =
-            Provenance { model: "bench", topic: "posts", partition: 0, offset: 0, indexed_at: chrono::Utc::now() };
+        let source = Origin { topic: "posts".to_owned(), partition: 0, offset: 0, timestamp: 0 };
         Write::Upsert(Point {
             id: point_id(&item.post.post_id),
-            version: 1,
+            order: Order { version: Some(1), source },
             image: Some(image),
             caption: Some(caption),
-            payload: item.post.payload(&provenance, item.thumbnail.clone()),
+            payload: item.post.payload("bench", chrono::Utc::now(), item.thumbnail.clone()),
         })
     });
     let points = points.collect::<Vec<_>>();

@@ -51,25 +51,11 @@ pub struct Post {
     pub extra: Map<String, Value>,
 }
 
-/// What a point says of the way it came by, beside the post itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Provenance<'a> {
-    /// The bundle's id.
-    pub model: &'a str,
-    /// The message's topic.
-    pub topic: &'a str,
-    /// The message's partition.
-    pub partition: i32,
-    /// The message's offset.
-    pub offset: i64,
-    /// When the post was encoded.
-    pub indexed_at: DateTime<Utc>,
-}
-
 impl Post {
-    /// The payload of design 1.4, without `version`, which the store adds. `thumbnail`: a data URI, kept where the picture
-    /// itself came inside the message.
-    pub fn payload(&self, provenance: &Provenance<'_>, thumbnail: Option<String>) -> Map<String, Value> {
+    /// The payload of design 1.4, without `version` and `source`, which the store adds. `model`: the bundle's id;
+    /// `indexed_at`: when the post was encoded; `thumbnail`: a data URI, kept where the picture itself came inside the
+    /// message.
+    pub fn payload(&self, model: &str, indexed_at: DateTime<Utc>, thumbnail: Option<String>) -> Map<String, Value> {
         let mut payload = Map::new();
         let mut put = |name: &str, value: Option<Value>| {
             if let Some(value) = value {
@@ -92,16 +78,8 @@ impl Post {
         );
         put("thumbnail", thumbnail.map(Value::from));
         put("extra", (!self.extra.is_empty()).then(|| self.extra.clone().into()));
-        put("model", Some(provenance.model.into()));
-        put(
-            "source",
-            Some(json!({
-                "topic": provenance.topic,
-                "partition": provenance.partition,
-                "offset": provenance.offset,
-            })),
-        );
-        put("indexed_at", Some(timestamp(provenance.indexed_at).into()));
+        put("model", Some(model.into()));
+        put("indexed_at", Some(timestamp(indexed_at).into()));
         payload
     }
 }

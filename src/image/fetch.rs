@@ -3,6 +3,7 @@
 
 mod http;
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,6 +16,7 @@ use tokio::io::AsyncReadExt as _;
 use self::http::HttpFetcher;
 use crate::error::{Fault, Outage, Reason};
 use crate::image::ImagesConfig;
+use crate::image::budget::{Budget, Share};
 use crate::post::ImageSource;
 
 /// Base64 longer than this is decoded off the async threads: it takes more than some 100 microseconds.
@@ -27,12 +29,28 @@ const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-/// Fetches pictures. Cheap to share behind an `Arc`; all calls draw on one budget of concurrent transfers.
+/// A picture's bytes with their share of `images.max_inflight_bytes`, which is given back when this goes.
+#[derive(Debug)]
+pub struct Fetched {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl Deref for Fetched {
+    type Target = Bytes;
+
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// Fetches pictures. Cheap to share behind an `Arc`; all calls draw on one budget of bytes and of concurrent transfers.
 #[derive(Debug)]
 pub struct ImageFetcher {
     /// The canonical form of `images.root`; `None`: no pictures by path.
     root: Option<PathBuf>,
     max_bytes: u64,
+    budget: Budget,
     http: HttpFetcher,
 }
 
@@ -50,7 +68,23 @@ impl ImageFetcher {
             anyhow::ensure!(root.is_dir(), "images.root = {shown} is not a folder");
             Some(root)
         };
-        Ok(Self { root, max_bytes: config.max_bytes, http: HttpFetcher::new(config)? })
+        let budget = Budget::new(config.max_inflight_bytes);
+        Ok(Self { root, max_bytes: config.max_bytes, http: HttpFetcher::new(config, budget.clone())?, budget })
+    }
+
+    /// A share of `images.max_inflight_bytes` for what is about to be unpacked.
+    pub async fn reserve(&self, bytes: u64) -> Share {
+        self.budget.take(bytes).await
+    }
+
+    /// The picture that a post brings along, on the calling thread: for bytes that a share was reserved for.
+    ///
+    /// # Errors
+    /// [`Fault::Reject`] with [`Reason::TooLarge`] or [`Reason::BadImage`].
+    pub fn inline(&self, base64: &str, mut share: Share) -> Result<Fetched, Fault> {
+        let bytes = decode_base64(base64, self.max_bytes)?;
+        share.shrink_to(bytes.len() as u64);
+        Ok(Fetched { bytes, _share: share })
     }
 
     /// The picture's bytes, as they are (not yet decoded).
@@ -59,20 +93,39 @@ impl ImageFetcher {
     /// [`Fault::Reject`] where these bytes can never be had: [`Reason::ForbiddenSource`], [`Reason::ImageUnavailable`],
     /// [`Reason::TooLarge`], [`Reason::BadImage`], [`Reason::BadField`]. [`Fault::Retry`] with [`Outage::ImageHost`] where
     /// they may be had later.
-    pub async fn bytes(&self, source: &ImageSource) -> Result<Bytes, Fault> {
+    pub async fn bytes(&self, source: &ImageSource) -> Result<Fetched, Fault> {
         match source {
             ImageSource::Url(url) => self.http.get(url).await,
             ImageSource::Path(path) => self.read_file(path).await,
-            ImageSource::Base64(text) if text.len() <= INLINE_DECODE_BYTES => decode_base64(text, self.max_bytes),
             ImageSource::Base64(text) => {
-                let (text, max_bytes) = (text.clone(), self.max_bytes);
-                let decoding = tokio::task::spawn_blocking(move || decode_base64(&text, max_bytes));
-                decoding.await.expect("decoding base64 does not panic. This is a bug.")
+                // The copy of the text goes when the bytes are there.
+                let mut share = self.budget.take(2 * text.len() as u64).await;
+                let bytes = if text.len() <= INLINE_DECODE_BYTES {
+                    decode_base64(text, self.max_bytes)?
+                } else {
+                    let (text, max_bytes) = (text.clone(), self.max_bytes);
+                    let decoding = tokio::task::spawn_blocking(move || decode_base64(&text, max_bytes));
+                    decoding.await.expect("decoding base64 does not panic. This is a bug.")?
+                };
+                share.shrink_to(bytes.len() as u64);
+                Ok(Fetched { bytes, _share: share })
             }
         }
     }
 
-    async fn read_file(&self, path: &Path) -> Result<Bytes, Fault> {
+    async fn read_file(&self, path: &Path) -> Result<Fetched, Fault> {
+        let read = self.read_below_root(path).await;
+        match (&read, &self.root) {
+            // An unmounted folder has none of its files: that is an outage, and no post is at fault.
+            (Err(Fault::Reject { reason: Reason::ImageUnavailable, .. }), Some(root)) => match root_fault(root).await {
+                Some(fault) => Err(fault),
+                None => read,
+            },
+            _ => read,
+        }
+    }
+
+    async fn read_below_root(&self, path: &Path) -> Result<Fetched, Fault> {
         let shown = path.display();
         let Some(root) = &self.root else {
             return Err(forbidden(format!("path {shown}: set images.root to read pictures from a folder")));
@@ -97,13 +150,28 @@ impl ImageFetcher {
         if length > self.max_bytes {
             return Err(too_large(&format!("path {shown}"), length, self.max_bytes));
         }
+        let share = self.budget.take(length).await;
         let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
         file.take(self.max_bytes + 1).read_to_end(&mut bytes).await.map_err(fault)?;
         if bytes.len() as u64 > self.max_bytes {
             return Err(too_large(&format!("path {shown}"), bytes.len() as u64, self.max_bytes));
         }
-        Ok(bytes.into())
+        Ok(Fetched { bytes: bytes.into(), _share: share })
     }
+}
+
+/// Why nothing can be read below `images.root` now, if so.
+async fn root_fault(root: &Path) -> Option<Fault> {
+    let what = match tokio::fs::read_dir(root).await {
+        Ok(mut entries) => match entries.next_entry().await {
+            Ok(Some(_)) => return None,
+            Ok(None) => "it is empty; is it mounted?".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    let detail = format!("image: images.root = {} cannot be read: {what}", root.display());
+    Some(Fault::retry(Outage::ImageHost, detail))
 }
 
 fn forbidden(detail: impl std::fmt::Display) -> Fault {

@@ -1,9 +1,11 @@
 //! Pictures: where they come from ([`fetch`], with the address [`guard`]), decoding within limits ([`decode`]), and
 //! resizing exactly as Pillow does ([`resize`]).
 
+pub mod budget;
 pub mod decode;
 pub mod fetch;
 pub mod guard;
+pub mod memory;
 pub mod picture;
 pub mod resize;
 pub mod thumbnail;
@@ -35,21 +37,28 @@ pub struct ImagesConfig {
     pub connect_timeout: Duration,
     /// For pictures by URL: the whole transfer; connecting; redirects followed (each one checked again).
     pub max_redirects: usize,
-    /// Transfers at a time.
+    /// Transfers at a time; of one host at most so many.
     pub concurrency: usize,
+    /// Transfers at a time; of one host at most so many.
+    pub concurrency_per_host: usize,
+    /// Pictures in memory: as they came, from the transfer until they are resized, and what decoding them takes.
+    pub max_inflight_bytes: u64,
+    /// Pictures in memory: as they came, from the transfer until they are resized, and what decoding them takes.
+    pub max_decode_bytes: u64,
     /// URL schemes that may be fetched.
     pub schemes: Vec<String>,
     /// Networks (CIDR) that may be fetched from although they are private, loopback or link-local.
     #[serde(with = "networks")]
     pub allow_networks: Vec<ipnet::IpNet>,
-    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
-    pub attempts: u32,
-    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
+    /// A picture's host that is out of order is tried again, with exponential back-off from `retry_first` to `retry_max`.
     #[serde(with = "humantime_serde")]
     pub retry_first: Duration,
-    /// Attempts for a picture whose host is out of order, with exponential back-off from `retry_first` to `retry_max`; then the post is dead-lettered as image_unavailable.
+    /// A picture's host that is out of order is tried again, with exponential back-off from `retry_first` to `retry_max`.
     #[serde(with = "humantime_serde")]
     pub retry_max: Duration,
+    /// A host that has not answered for this long, while others did, is given up.
+    #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
     /// Longest side of the thumbnail kept with posts whose picture came inside the message, in pixels. 0: none is kept.
     pub thumbnail_pixels: u32,
 }

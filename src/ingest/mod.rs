@@ -5,11 +5,15 @@
 //!          max_inflight_posts    | Reject                  write_batch each,
 //!          max_inflight_bytes    +-> dead letter -> settle  write_parallel at a time
 //! ```
-//! A message holds its permits (count and bytes) until it is settled, so that these two limits bound the memory of the
-//! whole pipe, and the source pauses when they are used up.
+//! A message holds its permits (count and bytes) until it is settled, and the source pauses when they are used up.
+//! Pictures are counted beside it: as they came until they are resized (`images.max_inflight_bytes`), and what decoding
+//! takes (`images.max_decode_bytes`). These budgets together bound the memory of the pipe.
 
+pub mod outage;
+pub mod patience;
 pub mod prepare;
 pub mod progress;
+pub mod purge;
 pub mod write;
 
 use std::sync::Arc;
@@ -25,7 +29,7 @@ use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::error::Fault;
 use crate::ingest::prepare::Preparer;
-use crate::ingest::write::{Pending, Writer};
+use crate::ingest::write::{Pending, Rejected, Writer};
 use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, StatusSlot, Subscription};
 use crate::metrics::Metrics;
 use crate::store::SharedStore;
@@ -94,7 +98,7 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let (posts, images) = (config.posts.clone(), config.images.clone());
     let preparer = Arc::new(Preparer::new(encoder, posts, images, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
-    let writer = Arc::new(Writer { store, dead_letters, config: config.ingest.clone(), metrics: metrics.clone() });
+    let writer = Arc::new(Writer::new(store.clone(), dead_letters, config.ingest.clone(), metrics.clone()));
     let subscription =
         Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
@@ -103,10 +107,13 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     consumer.fill(source.status());
 
     let (to_write, pending) = mpsc::channel(config.ingest.write_batch);
+    let given_up = CancellationToken::new();
     let mut stages = JoinSet::new();
-    stages.spawn(prepare_all(preparer, writer.clone(), envelopes, to_write));
-    stages.spawn(writer.run(pending));
-    let progress = tokio::spawn(progress::report(metrics));
+    stages.spawn(prepare_all(preparer, writer.clone(), envelopes, to_write, given_up.clone()));
+    stages.spawn(writer.run(pending, given_up.clone()));
+    let mut helpers = JoinSet::new();
+    helpers.spawn(progress::report(metrics.clone()));
+    helpers.spawn(purge::run(store, config.store.delete_marker_ttl, metrics));
 
     let stopped = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -114,9 +121,16 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
         Some(ended) = stages.join_next() => flatten(ended),
     };
     let report = source.stop(if stopped.is_ok() { drain } else { Duration::ZERO }).await;
-    progress.abort();
+    helpers.abort_all();
+    given_up.cancel();
+    let mut ended = Ok(());
+    while let Some(stage) = stages.join_next().await {
+        ended = ended.and(flatten(stage));
+    }
     stopped?;
     let report = report?;
+    // What a stage came upon while it drained.
+    ended?;
     tracing::info!(
         settled = report.settled,
         abandoned = report.abandoned,
@@ -132,11 +146,13 @@ async fn prepare_all(
     writer: Arc<Writer>,
     mut envelopes: mpsc::Receiver<Envelope>,
     to_write: mpsc::Sender<Pending>,
+    given_up: CancellationToken,
 ) -> Result<(), Fault> {
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             biased;
+            () = given_up.cancelled() => return give_up_on(tasks).await,
             Some(done) = tasks.join_next() => flatten(done)?,
             envelope = envelopes.recv() => {
                 let Some(envelope) = envelope else { break };
@@ -144,10 +160,16 @@ async fn prepare_all(
             }
         }
     }
-    while let Some(done) = tasks.join_next().await {
-        flatten(done)?;
+    loop {
+        tokio::select! {
+            biased;
+            () = given_up.cancelled() => return give_up_on(tasks).await,
+            done = tasks.join_next() => match done {
+                None => return Ok(()),
+                Some(done) => flatten(done)?,
+            },
+        }
     }
-    Ok(())
 }
 
 async fn prepare_one(
@@ -161,11 +183,26 @@ async fn prepare_one(
             .send(Pending { envelope, write })
             .await
             .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
-        Err(Fault::Reject { reason, detail }) => writer.reject(envelope, reason, &detail).await,
+        Err(Fault::Reject { reason, detail }) => {
+            writer.reject(Rejected { envelope, reason, detail }).await;
+            Ok(())
+        }
         Err(fault) => Err(fault),
     }
 }
 
-fn flatten(done: Result<Result<(), Fault>, JoinError>) -> Result<(), Fault> {
+fn flatten<T>(done: Result<Result<T, Fault>, JoinError>) -> Result<T, Fault> {
     done.unwrap_or_else(|error| Err(Fault::fatal(format!("a task of the pipe died: {error}"))))
+}
+
+/// Ends tasks for which nobody waits any more; their posts come again. A fault that one of them came upon still counts.
+async fn give_up_on<T: 'static>(mut tasks: JoinSet<Result<T, Fault>>) -> Result<(), Fault> {
+    tasks.abort_all();
+    let mut ended = Ok(());
+    while let Some(done) = tasks.join_next().await {
+        if !matches!(&done, Err(error) if error.is_cancelled()) {
+            ended = ended.and(flatten(done).map(drop));
+        }
+    }
+    ended
 }

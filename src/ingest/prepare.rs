@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+use url::Url;
 
 use crate::backoff::Backoff;
 use crate::encode::encoder::Encoder;
@@ -13,39 +16,54 @@ use crate::encode::worker::Priority;
 use crate::encode::{PreparedImage, PreparedText};
 use crate::error::{Fault, Reason};
 use crate::image::ImagesConfig;
+use crate::image::budget::Budget;
 use crate::image::decode::decode;
-use crate::image::fetch::ImageFetcher;
+use crate::image::fetch::{Fetched, ImageFetcher};
+use crate::image::memory;
 use crate::image::thumbnail::thumbnail;
-use crate::kafka::{Envelope, Position};
+use crate::ingest::patience::{Patience, Place};
+use crate::kafka::Envelope;
 use crate::metrics::Metrics;
-use crate::post::{ImageSource, Post, PostsConfig, Provenance, point_id, post_id_from_key, tombstone_version};
-use crate::store::{Point, Tombstone, Write};
+use crate::post::{ImageSource, Post, PostsConfig, point_id, post_id_from_key, tombstone_version};
+use crate::store::{Order, Origin, Point, Tombstone, Write};
 
 /// Turns messages into writes; shared by all of them.
 pub struct Preparer {
     encoder: Encoder,
-    fetcher: ImageFetcher,
+    fetcher: Arc<ImageFetcher>,
+    patience: Patience,
     posts: PostsConfig,
     images: ImagesConfig,
     metrics: Arc<Metrics>,
     /// Parsing and decoding are CPU work: more of it at a time than there are cores only costs threads and memory.
     cores: Semaphore,
+    /// What decoding takes, for all pictures together.
+    decoding: Budget,
+}
+
+/// A post taken apart.
+struct Parsed {
+    post: Post,
+    text: Option<PreparedText>,
+    /// The picture that came inside the message.
+    inline: Option<Fetched>,
 }
 
 impl Preparer {
     /// With the encoder and the limits of the configuration.
     ///
     /// # Errors
-    /// The HTTP client cannot be made.
+    /// The HTTP client cannot be made, or `images.root` cannot be read.
     pub fn new(
         encoder: Encoder,
         posts: PostsConfig,
         images: ImagesConfig,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let fetcher = ImageFetcher::new(&images)?;
+        let fetcher = Arc::new(ImageFetcher::new(&images)?);
         let cores = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
-        Ok(Self { encoder, fetcher, posts, images, metrics, cores })
+        let (patience, decoding) = (Patience::new(images.give_up_after), Budget::new(images.max_decode_bytes));
+        Ok(Self { encoder, fetcher, patience, posts, images, metrics, cores, decoding })
     }
 
     /// The write that a message asks for.
@@ -55,52 +73,55 @@ impl Preparer {
     /// later attempt can mend was tried again in here.
     pub async fn prepare(&self, envelope: &Envelope) -> Result<Write, Fault> {
         match &envelope.payload {
-            None => deletion(envelope).map(Write::Delete),
-            Some(payload) => self.upsert(envelope, payload).await.map(Write::Upsert),
+            Some(payload) if !payload.is_empty() => self.upsert(envelope, payload).await.map(Write::Upsert),
+            // Empty and absent are the same to many producers.
+            _ => deletion(envelope).map(Write::Delete),
         }
     }
 
     async fn upsert(&self, envelope: &Envelope, payload: &Bytes) -> Result<Point, Fault> {
-        let (post, text) = self.parse(envelope, payload).await?;
-        let (image, caption) = tokio::join!(self.image(&post), self.caption(text));
+        let Parsed { post, text, inline } = self.parse(envelope, payload).await?;
+        let (image, caption) = tokio::join!(self.image(&post, inline), self.caption(text));
         let (image, thumbnail) = image?.unzip();
-        let version = post.version.unwrap_or_else(|| offset_version(&envelope.position));
-        let provenance = Provenance {
-            model: &self.encoder.bundle.id,
-            topic: &envelope.position.topic,
-            partition: envelope.position.partition,
-            offset: envelope.position.offset,
-            indexed_at: Utc::now(),
-        };
         Ok(Point {
             id: point_id(&post.post_id),
-            version,
+            order: order(envelope, post.version),
             image,
             caption: caption?,
-            payload: post.payload(&provenance, thumbnail.flatten()),
+            payload: post.payload(&self.encoder.bundle.id, Utc::now(), thumbnail.flatten()),
         })
     }
 
-    async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<(Post, Option<PreparedText>), Fault> {
+    async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<Parsed, Fault> {
+        // For a picture inside: its text and its bytes, which are both there for a moment.
+        let share = self.fetcher.reserve(2 * payload.len() as u64).await;
         let (key, payload, limits) = (envelope.key.clone(), payload.clone(), self.posts.clone());
-        let (tokenizer, metrics) = (self.encoder.tokenizer.clone(), self.metrics.clone());
+        let (tokenizer, fetcher, metrics) =
+            (self.encoder.tokenizer.clone(), self.fetcher.clone(), self.metrics.clone());
         self.off_the_async_threads(move || {
             let started = Instant::now();
-            let post = Post::parse(&payload, key.as_deref(), &limits)?;
+            let mut post = Post::parse(&payload, key.as_deref(), &limits)?;
+            let inline = match &mut post.image {
+                Some(ImageSource::Base64(text)) => Some(fetcher.inline(&std::mem::take(text), share)?),
+                _ => None,
+            };
             observe(&metrics, "parse", started);
             let started = Instant::now();
             let text = post.caption.as_deref().map(|caption| tokenizer.encode(caption)).transpose()?;
             observe(&metrics, "tokenize", started);
-            Ok((post, text))
+            Ok(Parsed { post, text, inline })
         })
         .await
     }
 
     /// The picture's vector and, where the picture came inside the message, its thumbnail.
-    async fn image(&self, post: &Post) -> Result<Option<(Vec<f32>, Option<String>)>, Fault> {
+    async fn image(&self, post: &Post, inline: Option<Fetched>) -> Result<Option<(Vec<f32>, Option<String>)>, Fault> {
         let Some(source) = &post.image else { return Ok(None) };
-        let bytes = self.fetch(source).await?;
         let keep_thumbnail = self.images.thumbnail_pixels > 0 && !matches!(source, ImageSource::Url(_));
+        let bytes = match inline {
+            Some(bytes) => bytes,
+            None => self.fetch(source).await?,
+        };
         let (prepared, thumbnail) = self.decode(bytes, keep_thumbnail).await?;
         let started = Instant::now();
         let vector = self.encoder.handle.image(prepared, Priority::Feed).await?;
@@ -113,36 +134,51 @@ impl Preparer {
         self.encoder.handle.text(text, Priority::Feed).await.map(Some)
     }
 
-    async fn fetch(&self, source: &ImageSource) -> Result<Bytes, Fault> {
+    /// Tries again for as long as [`Patience`] says: a post that waits keeps its place among those in flight, and when
+    /// all places are taken the source pauses.
+    async fn fetch(&self, source: &ImageSource) -> Result<Fetched, Fault> {
+        let place = place_of(source);
         let mut backoff = Backoff::new(self.images.retry_first, self.images.retry_max);
-        let mut attempt = 0;
+        let mut first_failure = None;
         loop {
-            attempt += 1;
             let started = Instant::now();
             let fetched = self.fetcher.bytes(source).await;
             observe(&self.metrics, "fetch", started);
-            match fetched {
-                Err(Fault::Retry { outage, detail, after }) => {
-                    self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
-                    if attempt >= self.images.attempts {
-                        let detail = format!("{detail} ({attempt} attempts)");
-                        return Err(Fault::reject(Reason::ImageUnavailable, detail));
-                    }
-                    tokio::time::sleep(after.unwrap_or(Duration::ZERO).max(backoff.next_delay())).await;
+            let Err(Fault::Retry { outage, detail, after }) = fetched else {
+                if is_answer(&fetched)
+                    && let Some(lasted) = self.patience.answered(&place, Instant::now())
+                {
+                    tracing::info!(seconds = lasted.as_secs(), "pictures of {place} can be had again");
                 }
-                settled => return settled,
+                return fetched;
+            };
+            self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
+            let now = Instant::now();
+            let first = *first_failure.get_or_insert(now);
+            let failure = self.patience.failed(&place, first, now);
+            if failure.is_news {
+                tracing::warn!("pictures of {place} cannot be had now, trying on: {detail}");
             }
+            if failure.give_up {
+                let limit = humantime_serde::re::humantime::format_duration(self.images.give_up_after);
+                let detail = format!("{detail} (and so for images.give_up_after = {limit})");
+                return Err(Fault::reject(Reason::ImageUnavailable, detail));
+            }
+            tokio::time::sleep(after.unwrap_or(Duration::ZERO).max(backoff.next_delay())).await;
         }
     }
 
-    async fn decode(&self, bytes: Bytes, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
+    async fn decode(&self, bytes: Fetched, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
         let options = self.images.decode_options(self.encoder.bundle.resolution);
         let thumbnail_pixels = self.images.thumbnail_pixels;
         let preprocessor = self.encoder.preprocessor;
-        let metrics = self.metrics.clone();
+        let (metrics, decoding, handle) = (self.metrics.clone(), self.decoding.clone(), Handle::current());
         self.off_the_async_threads(move || {
+            // Others that decode give theirs back without waiting for anything.
+            let _share = handle.block_on(decoding.take(memory::needed(&bytes, &options)));
             let started = Instant::now();
             let picture = decode(&bytes, &options)?;
+            drop(bytes);
             observe(&metrics, "decode", started);
             let started = Instant::now();
             let prepared = preprocessor.prepare(&picture);
@@ -159,28 +195,76 @@ impl Preparer {
         work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let _core = self.cores.acquire().await.map_err(|_| Fault::fatal("the semaphore closed. This is a bug."))?;
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-            Err(Fault::reject(Reason::BadField, "reading the post panicked; please report this post"))
-        })
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(fault_of_work(&error)))
     }
+}
+
+fn fault_of_work(error: &JoinError) -> Fault {
+    if error.is_panic() {
+        return Fault::reject(Reason::BadField, "reading the post panicked; please report this post");
+    }
+    // The runtime ends: no post is at fault.
+    Fault::fatal(format!("the work on a post was given up: {error}"))
+}
+
+/// Where a picture is asked for; pictures inside a message never fail for now.
+fn place_of(source: &ImageSource) -> Place {
+    match source {
+        ImageSource::Url(url) => {
+            let url = Url::parse(url).ok();
+            let host = url.as_ref().and_then(|url| Some((url.host_str()?, url.port())));
+            Place::Host(match host {
+                Some((host, Some(port))) => format!("{host}:{port}"),
+                Some((host, None)) => host.to_owned(),
+                None => String::new(),
+            })
+        }
+        ImageSource::Path(_) | ImageSource::Base64(_) => Place::Root,
+    }
+}
+
+/// Whether the place itself had a say.
+fn is_answer(fetched: &Result<Fetched, Fault>) -> bool {
+    matches!(
+        fetched,
+        Ok(_) | Err(Fault::Reject { reason: Reason::ImageUnavailable | Reason::TooLarge | Reason::BadImage, .. })
+    )
 }
 
 fn observe(metrics: &Metrics, stage: &str, started: Instant) {
     metrics.stage_seconds.with_label_values(&[stage]).observe(started.elapsed().as_secs_f64());
 }
 
-/// Without a version of the feed's, the position in the topic orders the writes: a post's key keeps it in one partition.
-fn offset_version(position: &Position) -> u64 {
-    u64::try_from(position.offset).unwrap_or(0)
+fn order(envelope: &Envelope, version: Option<u64>) -> Order {
+    let position = &envelope.position;
+    Order {
+        version,
+        source: Origin {
+            topic: position.topic.to_string(),
+            partition: position.partition,
+            offset: position.offset,
+            timestamp: envelope.timestamp.map_or(0, |time| time.timestamp_millis()),
+        },
+    }
 }
 
 fn deletion(envelope: &Envelope) -> Result<Tombstone, Fault> {
     let post_id = post_id_from_key(envelope.key.as_deref())?;
     let version = tombstone_version(&envelope.headers)?;
-    Ok(Tombstone {
-        id: point_id(&post_id),
-        version: version.unwrap_or_else(|| offset_version(&envelope.position)),
-        post_id,
-        deleted_at: Utc::now(),
-    })
+    Ok(Tombstone { id: point_id(&post_id), order: order(envelope, version), post_id, deleted_at: Utc::now() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_panic_is_the_posts_fault() {
+        let panicked = tokio::spawn(async { panic!("on purpose") }).await.expect_err("panicked");
+        assert!(matches!(fault_of_work(&panicked), Fault::Reject { .. }));
+        let task = tokio::spawn(std::future::pending::<()>());
+        task.abort();
+        let cancelled = task.await.expect_err("cancelled");
+        assert!(matches!(fault_of_work(&cancelled), Fault::Fatal(_)));
+    }
 }

@@ -13,6 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 struct Totals {
     indexed: u64,
     deleted: u64,
+    ignored: u64,
     dead_lettered: u64,
 }
 
@@ -24,10 +25,17 @@ pub fn dead_lettered(metrics: &Metrics) -> u64 {
         .sum()
 }
 
+/// Messages dealt with for good so far.
+pub fn settled(metrics: &Metrics) -> u64 {
+    let Totals { indexed, deleted, ignored, dead_lettered } = totals(metrics);
+    indexed + deleted + ignored + dead_lettered
+}
+
 fn totals(metrics: &Metrics) -> Totals {
     Totals {
         indexed: metrics.posts_indexed.get(),
         deleted: metrics.posts_deleted.get(),
+        ignored: metrics.posts_ignored.get(),
         dead_lettered: dead_lettered(metrics),
     }
 }
@@ -47,6 +55,7 @@ pub async fn report(metrics: Arc<Metrics>) {
                 posts_per_second = rate.round(),
                 indexed = now.indexed,
                 deleted = now.deleted,
+                ignored = now.ignored,
                 dead_lettered = now.dead_lettered,
                 in_flight = metrics.inflight_posts.get(),
                 "indexing"

@@ -1,18 +1,25 @@
 //! Writes go to the store in batches; a message is settled when its write is durable or its dead letter acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use chrono::Utc;
+use prometheus::IntGauge;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::error::{Fault, Reason};
-use crate::ingest::{IngestConfig, flatten};
-use crate::kafka::{DeadLetters, Envelope};
+use crate::error::{Fault, Outage, Reason};
+use crate::ingest::outage::OutageLog;
+use crate::ingest::{IngestConfig, flatten, give_up_on};
+use crate::kafka::{DeadLetters, Envelope, SendFault};
 use crate::metrics::Metrics;
-use crate::store::{SharedStore, Write};
+use crate::store::{Outcome, SharedStore, Write};
+
+/// Single posts that the store rejects in a row, with not one success between them: then no post is at fault.
+const MAX_REJECTS_IN_A_ROW: usize = 32;
 
 /// A message with the write that it asks for.
 pub struct Pending {
@@ -22,54 +29,107 @@ pub struct Pending {
     pub write: Write,
 }
 
-/// Where writes and rejects end.
-pub struct Writer {
-    /// The vector store.
-    pub store: SharedStore,
-    /// The dead-letter topic.
-    pub dead_letters: DeadLetters,
-    /// Batch sizes and back-off.
-    pub config: IngestConfig,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+/// A message that can never be indexed.
+pub struct Rejected {
+    /// The message; settled when its dead letter is acknowledged.
+    pub envelope: Envelope,
+    /// Why.
+    pub reason: Reason,
+    /// Why, for a person.
+    pub detail: String,
 }
 
+/// Where writes and rejects end.
+pub struct Writer {
+    store: SharedStore,
+    dead_letters: DeadLetters,
+    config: IngestConfig,
+    metrics: Arc<Metrics>,
+    store_log: OutageLog,
+    dead_letters_log: OutageLog,
+    rejects_in_a_row: AtomicUsize,
+}
+
+/// What a task of the stage leaves to be done.
+type Written = Result<Vec<Rejected>, Fault>;
+
 impl Writer {
-    /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty.
+    /// A writer; `config` has batch sizes and back-off.
+    pub fn new(store: SharedStore, dead_letters: DeadLetters, config: IngestConfig, metrics: Arc<Metrics>) -> Self {
+        let (store_log, dead_letters_log) = (OutageLog::new("the store"), OutageLog::new("the dead-letter topic"));
+        let rejects_in_a_row = AtomicUsize::new(0);
+        Self { store, dead_letters, config, metrics, store_log, dead_letters_log, rejects_in_a_row }
+    }
+
+    /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty, or
+    /// nobody waits any more (`given_up`).
     ///
     /// # Errors
-    /// The store or the dead-letter topic says that going on is wrong.
-    pub async fn run(self: Arc<Self>, mut pending: mpsc::Receiver<Pending>) -> Result<(), Fault> {
+    /// The store or the dead-letter topic says that going on is wrong; at once, also while nothing comes in.
+    pub async fn run(
+        self: Arc<Self>,
+        mut pending: mpsc::Receiver<Pending>,
+        given_up: CancellationToken,
+    ) -> Result<(), Fault> {
         let parallel = Arc::new(Semaphore::new(self.config.write_parallel));
-        let mut writing: JoinSet<Result<(), Fault>> = JoinSet::new();
+        let mut tasks: JoinSet<Written> = JoinSet::new();
         loop {
-            // A write that failed for good is heard of at once, and not when the next post comes.
-            let first = tokio::select! {
-                biased;
-                Some(written) = writing.join_next() => {
-                    flatten(written)?;
-                    continue;
-                }
-                first = pending.recv() => first,
+            let next = async {
+                let batch = self.next_batch(&mut pending).await?;
+                Some((batch, parallel.clone().acquire_owned().await))
             };
-            let Some(first) = first else { break };
-            let batch = self.batch_after(first, &mut pending).await;
-            let permit = parallel.clone().acquire_owned().await;
+            tokio::pin!(next);
+            let (batch, permit) = loop {
+                tokio::select! {
+                    biased;
+                    () = given_up.cancelled() => return give_up_on(tasks).await,
+                    Some(done) = tasks.join_next() => self.reject_in_background(done, &mut tasks)?,
+                    next = &mut next => match next {
+                        Some(next) => break next,
+                        None => return self.finish(tasks, given_up.clone()).await,
+                    },
+                }
+            };
             let writer = self.clone();
-            writing.spawn(async move {
+            tasks.spawn(async move {
                 let _permit = permit;
                 writer.write(batch).await
             });
         }
-        while let Some(written) = writing.join_next().await {
-            flatten(written)?;
+    }
+
+    async fn finish(self: &Arc<Self>, mut tasks: JoinSet<Written>, given_up: CancellationToken) -> Result<(), Fault> {
+        loop {
+            tokio::select! {
+                biased;
+                () = given_up.cancelled() => return give_up_on(tasks).await,
+                done = tasks.join_next() => match done {
+                    None => return Ok(()),
+                    Some(done) => self.reject_in_background(done, &mut tasks)?,
+                },
+            }
+        }
+    }
+
+    /// In tasks of their own: a dead letter that waits must not hold up a place among the writes.
+    fn reject_in_background(
+        self: &Arc<Self>,
+        done: Result<Written, JoinError>,
+        tasks: &mut JoinSet<Written>,
+    ) -> Result<(), Fault> {
+        for rejected in flatten(done)? {
+            let writer = self.clone();
+            tasks.spawn(async move {
+                writer.reject(rejected).await;
+                Ok(Vec::new())
+            });
         }
         Ok(())
     }
 
-    async fn batch_after(&self, first: Pending, pending: &mut mpsc::Receiver<Pending>) -> Vec<Pending> {
+    async fn next_batch(&self, pending: &mut mpsc::Receiver<Pending>) -> Option<Vec<Pending>> {
         let mut batch = Vec::with_capacity(self.config.write_batch);
-        batch.push(first);
+        batch.push(pending.recv().await?);
         let full_or_old = async {
             while batch.len() < self.config.write_batch {
                 let room = self.config.write_batch - batch.len();
@@ -81,49 +141,67 @@ impl Writer {
         // Received items are already in the batch when the time is over: recv_many is cancel-safe.
         let _ = tokio::time::timeout(self.config.write_wait, full_or_old).await;
         self.metrics.queue_depth.with_label_values(&["write"]).set(pending.len() as i64);
-        batch
+        Some(batch)
     }
 
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the
-    /// write at fault stands alone.
-    async fn write(&self, batch: Vec<Pending>) -> Result<(), Fault> {
+    /// write at fault stands alone. Gives the posts that the store rejects.
+    async fn write(&self, batch: Vec<Pending>) -> Written {
+        let mut all_rejected = Vec::new();
         let mut stack = vec![batch];
         while let Some(mut batch) = stack.pop() {
             match self.write_or_wait(&batch).await {
-                Ok(()) => batch.into_iter().for_each(|done| self.settle(done)),
+                Ok(outcomes) => {
+                    self.rejects_in_a_row.store(0, Ordering::Relaxed);
+                    batch.into_iter().zip(outcomes).for_each(|(done, outcome)| self.settle(done, outcome));
+                }
                 Err(Fault::Reject { .. }) if batch.len() > 1 => {
                     let right = batch.split_off(batch.len() / 2);
                     stack.extend([right, batch]);
                 }
                 Err(Fault::Reject { reason, detail }) => {
-                    for rejected in batch {
-                        self.reject(rejected.envelope, reason, &detail).await?;
+                    let in_a_row = self.rejects_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+                    if in_a_row >= MAX_REJECTS_IN_A_ROW {
+                        return Err(Fault::fatal(format!(
+                            "the store rejected {in_a_row} posts in a row and took none, so it is not the posts: \
+                             {detail}; mend the collection, then replay the dead letters of reason {reason}"
+                        )));
                     }
+                    all_rejected.extend(batch.into_iter().map(|Pending { envelope, .. }| {
+                        let detail = detail.clone();
+                        Rejected { envelope, reason, detail }
+                    }));
                 }
                 Err(fault) => return Err(fault),
             }
         }
-        Ok(())
+        Ok(all_rejected)
     }
 
-    async fn write_or_wait(&self, batch: &[Pending]) -> Result<(), Fault> {
+    async fn write_or_wait(&self, batch: &[Pending]) -> Result<Vec<Outcome>, Fault> {
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
         loop {
             let started = Instant::now();
             let written = self.store.write(batch.iter().map(|pending| pending.write.clone()).collect()).await;
             self.metrics.stage_seconds.with_label_values(&["write"]).observe(started.elapsed().as_secs_f64());
-            let Err(Fault::Retry { outage, detail, after }) = written else { return written };
-            let delay = after.unwrap_or_default().max(backoff.next_delay());
+            let Err(Fault::Retry { outage, detail, after }) = written else {
+                self.store_log.succeeded();
+                return written;
+            };
             self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(batch.len() as u64);
-            tracing::warn!(posts = batch.len(), ?delay, "the store is out of order, trying again: {detail}");
-            tokio::time::sleep(delay).await;
+            self.store_log.failed(&detail);
+            tokio::time::sleep(after.unwrap_or_default().max(backoff.next_delay())).await;
         }
     }
 
-    fn settle(&self, done: Pending) {
-        match &done.write {
-            Write::Upsert(_) => self.metrics.posts_indexed.inc(),
-            Write::Delete(_) => self.metrics.posts_deleted.inc(),
+    fn settle(&self, done: Pending, outcome: Outcome) {
+        match (outcome, &done.write) {
+            (Outcome::Applied, Write::Upsert(_)) => self.metrics.posts_indexed.inc(),
+            (Outcome::Applied, Write::Delete(_)) => self.metrics.posts_deleted.inc(),
+            (Outcome::Older, _) => {
+                self.metrics.posts_ignored.inc();
+                tracing::debug!(position = %done.envelope.position, "ignored as older than what is stored");
+            }
         }
         if let Some(timestamp) = done.envelope.timestamp {
             let elapsed = Utc::now().signed_duration_since(timestamp).to_std().unwrap_or_default();
@@ -132,27 +210,49 @@ impl Writer {
         done.envelope.settle();
     }
 
-    /// Dead-letters a message and settles it once the broker acknowledged; an outage of the broker only delays.
-    ///
-    /// # Errors
-    /// The broker says that going on is wrong.
-    pub async fn reject(&self, envelope: Envelope, reason: Reason, detail: &str) -> Result<(), Fault> {
+    /// Dead-letters a message and settles it once the broker acknowledged; an outage of the broker only delays. A letter
+    /// that is too large for the topic waits until a person makes room for it (`dead_letters_stuck` counts them): it is
+    /// not lost, the posts beside it go on, and its partition commits nothing past it.
+    pub async fn reject(&self, rejected: Rejected) {
+        let Rejected { envelope, reason, detail } = rejected;
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
+        let mut stuck = None;
         let started = Instant::now();
-        loop {
-            match self.dead_letters.send(&envelope, reason, detail).await {
-                Ok(()) => break,
-                Err(Fault::Retry { outage, detail, after }) => {
-                    self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
-                    let delay = after.unwrap_or_default().max(backoff.next_delay());
-                    tracing::warn!(?delay, "the dead-letter topic is out of order, trying again: {detail}");
+        while let Err(fault) = self.dead_letters.send(&envelope, reason, &detail).await {
+            let delay = backoff.next_delay();
+            match fault {
+                SendFault::Outage(detail) => {
+                    self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
+                    self.dead_letters_log.failed(&detail);
                     tokio::time::sleep(delay).await;
                 }
-                Err(fault) => return Err(fault),
+                SendFault::TooLarge { detail, retry_after } => {
+                    if stuck.is_none() {
+                        tracing::error!("{detail}");
+                        stuck = Some(Stuck::new(self.metrics.dead_letters_stuck.clone()));
+                    }
+                    tokio::time::sleep(retry_after).await;
+                }
             }
         }
+        self.dead_letters_log.succeeded();
         self.metrics.stage_seconds.with_label_values(&["dead_letter"]).observe(started.elapsed().as_secs_f64());
         envelope.settle();
-        Ok(())
+    }
+}
+
+/// Counts a dead letter that cannot be sent, for as long as that is so.
+struct Stuck(IntGauge);
+
+impl Stuck {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::KafkaConfig;
 use super::envelope::Envelope;
 use super::producer::{Producer, cannot_write};
-use crate::error::{Fault, Outage, Reason};
+use crate::error::{Fault, Reason};
 use crate::metrics::Metrics;
 
 /// Why: [`Reason::as_str`].
@@ -29,8 +29,25 @@ pub const HEADER_TIME: &str = "feedlens-time";
 /// The detail may quote the post, and must not make the dead letter much larger than it.
 const MAX_DETAIL_BYTES: usize = 2_000;
 
-/// A letter that is too large waits for a person: asking the broker more often is noise.
+/// A letter that is too large waits for a person.
 const TOO_LARGE_RETRY: Duration = Duration::from_secs(30);
+
+/// Why a dead letter could not be sent. Never for good: the post stays unsettled, so nothing is lost, and the posts beside
+/// it go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFault {
+    /// The brokers do not answer, or a person must act (no such topic, no permission).
+    #[error("{0}")]
+    Outage(String),
+    /// The letter is larger than the topic takes.
+    #[error("{detail}")]
+    TooLarge {
+        /// One sentence for a person.
+        detail: String,
+        /// Asking the broker more often is noise.
+        retry_after: Duration,
+    },
+}
 
 /// The dead-letter topic.
 pub struct DeadLetters {
@@ -56,9 +73,8 @@ impl DeadLetters {
     /// it; only then may the envelope be settled.
     ///
     /// # Errors
-    /// Always [`Fault::Retry`], also where a person must act (no such topic, no permission, larger than the topic takes):
-    /// the post stays unsettled, so nothing is lost, and the posts beside it go on.
-    pub async fn send(&self, envelope: &Envelope, reason: Reason, detail: &str) -> Result<(), Fault> {
+    /// A later attempt may succeed, always.
+    pub async fn send(&self, envelope: &Envelope, reason: Reason, detail: &str) -> Result<(), SendFault> {
         let mut headers = envelope.headers.clone();
         let position = &envelope.position;
         let mut add = |name: &str, value: String| headers.push((name.to_owned(), Some(value.into_bytes())));
@@ -77,9 +93,9 @@ impl DeadLetters {
         Ok(())
     }
 
-    fn fault(&self, envelope: &Envelope, error: &KafkaError) -> Fault {
+    fn fault(&self, envelope: &Envelope, error: &KafkaError) -> SendFault {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::MessageSizeTooLarge) {
-            return Fault::retry(Outage::Broker, cannot_write(&self.topic, error));
+            return SendFault::Outage(cannot_write(&self.topic, error));
         }
         let (topic, position) = (&self.topic, &envelope.position);
         let detail = format!(
@@ -88,7 +104,7 @@ impl DeadLetters {
             envelope.payload.as_ref().map_or(0, bytes::Bytes::len),
             position.topic,
         );
-        Fault::Retry { outage: Outage::Broker, detail, after: Some(TOO_LARGE_RETRY) }
+        SendFault::TooLarge { detail, retry_after: TOO_LARGE_RETRY }
     }
 }
 

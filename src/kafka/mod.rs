@@ -21,7 +21,7 @@ mod properties;
 pub mod source;
 
 pub use client::check_reachable;
-pub use dead_letter::DeadLetters;
+pub use dead_letter::{DeadLetters, SendFault};
 pub use embedded::EmbeddedBroker;
 pub use envelope::{Envelope, InflightLimits, Position};
 pub use producer::Producer;

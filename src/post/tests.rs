@@ -161,26 +161,32 @@ fn post_needs_a_caption_or_an_image() {
     assert_eq!((post.caption.as_deref(), post.image), (Some("x"), None));
 }
 
+/// Lists of what is beyond the limits would take many times the message's memory: what comes behind is not read.
+#[test]
+fn reading_ends_at_the_limits() {
+    let many = |count: usize| (0..count).map(|number| format!("\"u{number}\": 1")).collect::<Vec<_>>().join(", ");
+    let broken = format!(r#"{{"post_id": "a", "caption": "x", {}, !"#, many(5_000));
+    assert_rejected(parse(&broken), Reason::BadField, "posts.max_extra_bytes");
+    let broken = format!(r#"{{"post_id": "a", "image": {{"url": "u", {}, "url": 1}}}}"#, many(5_000));
+    assert_rejected(parse(&broken), Reason::BadField, "posts.max_extra_bytes");
+    let broken = format!(r#"{{"post_id": "a", "caption": "x", "tags": [{} 7]}}"#, "\"t\",".repeat(5_000));
+    assert_rejected(parse(&broken), Reason::BadField, "posts.max_tags");
+}
+
 #[test]
 fn payload_tells_post_and_provenance() {
-    let provenance = Provenance {
-        model: "small",
-        topic: "posts",
-        partition: 3,
-        offset: 99,
-        indexed_at: DateTime::from_timestamp(1_700_000_000, 5_000_000).expect("a time"),
-    };
+    let indexed_at = DateTime::from_timestamp(1_700_000_000, 5_000_000).expect("a time");
     let post = parse(r#"{"post_id": "a", "image": {"base64": "AAAA"}, "tags": ["t"], "u": 1}"#).expect("parses");
     assert_eq!(
-        Value::from(post.payload(&provenance, Some("data:image/jpeg;base64,AA".to_owned()))),
+        Value::from(post.payload("small", indexed_at, Some("data:image/jpeg;base64,AA".to_owned()))),
         json!({
             "post_id": "a", "image": {"inline": true}, "tags": ["t"], "extra": {"u": 1},
             "thumbnail": "data:image/jpeg;base64,AA", "model": "small",
-            "source": {"topic": "posts", "partition": 3, "offset": 99}, "indexed_at": "2023-11-14T22:13:20.005Z",
+            "indexed_at": "2023-11-14T22:13:20.005Z",
         })
     );
     let post = parse(r#"{"post_id": "a", "caption": "x", "image": {"path": "b.png"}}"#).expect("parses");
-    let payload = post.payload(&provenance, None);
+    let payload = post.payload("small", indexed_at, None);
     assert_eq!(payload["image"], json!({"path": "b.png"}));
     assert!(!payload.contains_key("thumbnail") && !payload.contains_key("extra") && !payload.contains_key("tags"));
 }

@@ -1,12 +1,13 @@
 //! The vector store: one seam, two stores. [`edge`] is Qdrant's engine inside the process, [`qdrant`] the server.
 //!
 //! Both keep a point per post (id = [`crate::post::point_id`]) with the named vectors `image` and `caption` (cosine) and
-//! the payload of design 1.4. Both promise the same: a write that returned is durable; a write whose version is lower
-//! than the stored one changes nothing; a delete leaves a marker without vectors, so that a late older write cannot
-//! bring the post back, and no search or count sees the marker.
+//! the payload of design 1.4. Both promise the same: a write that returned is durable; an older write ([`order`] says
+//! which is) changes nothing; a delete leaves a marker without vectors, so that a late older write cannot bring the post
+//! back, and no search or count sees the marker. Markers go when [`VectorStore::purge`] is told an age.
 
 #[cfg(feature = "embedded")]
 mod edge;
+pub mod order;
 mod qdrant;
 mod rows;
 
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+pub use self::order::{Order, Origin, Outcome};
 use crate::config::Secret;
 use crate::error::Fault;
 use crate::metrics::Metrics;
@@ -61,11 +63,11 @@ impl Write {
         }
     }
 
-    /// The order of this write among the writes of its post.
-    pub fn version(&self) -> u64 {
+    /// Its place among the writes of its post.
+    pub fn order(&self) -> &Order {
         match self {
-            Write::Upsert(point) => point.version,
-            Write::Delete(tombstone) => tombstone.version,
+            Write::Upsert(point) => &point.order,
+            Write::Delete(tombstone) => &tombstone.order,
         }
     }
 }
@@ -75,13 +77,13 @@ impl Write {
 pub struct Point {
     /// UUIDv5 of the post id.
     pub id: Uuid,
-    /// Order of this write among the writes of this post; below 2^53.
-    pub version: u64,
+    /// Its place among the writes of this post.
+    pub order: Order,
     /// L2-normalised, `dimension` values.
     pub image: Option<Vec<f32>>,
     /// L2-normalised, `dimension` values.
     pub caption: Option<Vec<f32>>,
-    /// The payload of design 1.4, a JSON object. The store adds `version` itself.
+    /// The payload of design 1.4, a JSON object. The store adds `version`, `source` and what else orders writes.
     pub payload: Map<String, Value>,
 }
 
@@ -90,11 +92,11 @@ pub struct Point {
 pub struct Tombstone {
     /// UUIDv5 of the post id.
     pub id: Uuid,
-    /// Order of this write among the writes of this post; below 2^53.
-    pub version: u64,
+    /// Its place among the writes of this post.
+    pub order: Order,
     /// The post id, kept for people who read the store.
     pub post_id: String,
-    /// When the deletion was consumed; markers are purged by age.
+    /// When the deletion was consumed; [`VectorStore::purge`] goes by it.
     pub deleted_at: DateTime<Utc>,
 }
 
@@ -162,10 +164,10 @@ pub struct ModelStamp {
 /// What ingest and query need of a store.
 #[async_trait]
 pub trait VectorStore: Send + Sync {
-    /// Writes a batch; on `Ok` every write is durable or was older than what is stored. The batch may hold several
-    /// writes of one point: the highest version wins. A whole-batch [`Fault::Reject`] means that some write in it is at
-    /// fault: the caller splits the batch.
-    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault>;
+    /// Writes a batch; on `Ok` every write is durable or was older than what is stored, as its [`Outcome`] (one a write,
+    /// in order) says. The batch may hold several writes of one point. A whole-batch [`Fault::Reject`] means that some
+    /// write in it is at fault: the caller splits the batch.
+    async fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault>;
 
     /// The nearest points, best first.
     async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault>;
@@ -180,6 +182,10 @@ pub trait VectorStore: Send + Sync {
     async fn estimate(&self) -> Result<u64, Fault> {
         self.count().await
     }
+
+    /// Removes the delete markers of deletions that were consumed before a time; tells how many. A write older than such
+    /// a deletion would bring its post back from then on.
+    async fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault>;
 
     /// Whether the store can serve right now.
     async fn ready(&self) -> Result<(), Fault>;
@@ -220,6 +226,9 @@ pub struct StoreConfig {
     pub kind: StoreKind,
     /// Readers and writers use this alias; the collection behind it is "<alias>_<model>_<dimension>".
     pub alias: String,
+    /// Delete markers are removed when they are this old.
+    #[serde(with = "humantime_serde")]
+    pub delete_marker_ttl: Duration,
     /// The server.
     pub qdrant: QdrantConfig,
     /// The embedded store.
@@ -276,6 +285,10 @@ pub enum StoreKind {
 impl StoreConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.alias.is_empty(), "store.alias is empty; it names what readers and writers use");
+        anyhow::ensure!(
+            !self.delete_marker_ttl.is_zero(),
+            "store.delete_marker_ttl must be more than 0; set it longer than the posts topic keeps messages"
+        );
         anyhow::ensure!(
             !self.edge.flush_interval.is_zero() && self.edge.optimize_after > 0,
             "store.edge.flush_interval and store.edge.optimize_after must be more than 0"

@@ -260,7 +260,7 @@ async fn a_picture_is_asked_for_again_while_its_host_is_out_of_order_and_no_long
     tokio::spawn(async move { axum::serve(listener, router).await });
     let bench = Bench::new(&[
         "images.allow_networks=[\"127.0.0.0/8\"]",
-        "images.attempts=3",
+        "images.give_up_after=100ms",
         "images.retry_first=5ms",
         "images.retry_max=20ms",
     ])
@@ -275,6 +275,7 @@ async fn a_picture_is_asked_for_again_while_its_host_is_out_of_order_and_no_long
     let letters = bench.dead_letters(1).await;
     assert_eq!(letters.keys().collect::<Vec<_>>(), ["image_unavailable"]);
     let requests = requests.lock().expect("no panic").clone();
-    assert_eq!(requests, BTreeMap::from([("down".to_owned(), 3), ("flaky".to_owned(), 3)]));
+    assert_eq!(requests["flaky"], 3);
+    assert!(requests["down"] > 3, "tried on until its time is over: {requests:?}");
     worker.stop().await;
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use feedlens::config::{Config, Overrides};
 use feedlens::encode::encoder::Encoder;
 use feedlens::error::Fault;
@@ -11,7 +12,7 @@ use feedlens::ingest::{self, IngestParts};
 use feedlens::kafka::{EmbeddedBroker, Envelope, Producer};
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
-use feedlens::store::{self, Hit, ModelStamp, SharedStore, StoredPoint, VectorQuery, VectorStore, Write};
+use feedlens::store::{self, Hit, ModelStamp, Outcome, SharedStore, StoredPoint, VectorQuery, VectorStore, Write};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::json;
@@ -113,9 +114,7 @@ impl Bench {
 
 impl Worker {
     pub fn settled(&self) -> u64 {
-        self.metrics.posts_indexed.get()
-            + self.metrics.posts_deleted.get()
-            + ingest::progress::dead_lettered(&self.metrics)
+        ingest::progress::settled(&self.metrics)
     }
 
     pub async fn wait_for(&self, settled: u64) {
@@ -154,7 +153,7 @@ impl Gate {
 
 #[async_trait]
 impl VectorStore for Gate {
-    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
+    async fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault> {
         let ids = writes.iter().map(|write| match write {
             Write::Upsert(point) => point.id,
             Write::Delete(tombstone) => tombstone.id,
@@ -173,6 +172,10 @@ impl VectorStore for Gate {
 
     async fn count(&self) -> Result<u64, Fault> {
         self.store.count().await
+    }
+
+    async fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault> {
+        self.store.purge(before).await
     }
 
     async fn ready(&self) -> Result<(), Fault> {

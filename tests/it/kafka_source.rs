@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use feedlens::error::{Fault, Outage, Reason};
+use feedlens::error::{Fault, Reason};
 use feedlens::kafka::{
-    DeadLetters, EmbeddedBroker, Envelope, InflightLimits, KafkaConfig, Producer, Source, SourceStatus,
+    DeadLetters, EmbeddedBroker, Envelope, InflightLimits, KafkaConfig, Producer, SendFault, Source, SourceStatus,
     check_reachable, dead_letter,
 };
 use feedlens::metrics::Metrics;
@@ -98,6 +98,26 @@ async fn a_restart_continues_exactly_at_the_watermark() {
     let report = source.stop(PATIENCE).await.expect("stops");
     assert_eq!((report.abandoned, report.committed), (0, true));
     assert_eq!(committed(&config, 1).await, BTreeMap::from([(0, 20)]));
+}
+
+#[tokio::test]
+async fn messages_that_the_retention_took_before_they_were_read_are_told() {
+    let (_broker, config) = broker(1);
+    produce(&config, 0, 2, 10).await;
+    let (source, mut envelopes, metrics) = start(&config, ROOMY).await;
+    settle_all(receive_many(&mut envelopes, 2).await);
+    source.stop(PATIENCE).await.expect("stops");
+    assert_eq!(metrics.offset_resets.get(), 0, "a start without a commit is none");
+    // More than the 5 MiB that the mock cluster keeps: the next offset to read is gone.
+    for number in 0..8 {
+        produce(&config, 2 + number, 1, 1_000_000).await;
+    }
+    let (source, mut envelopes, metrics) = start(&config, ROOMY).await;
+    let next = receive(&mut envelopes).await;
+    assert!(next.position.offset > 2, "nothing was lost: {}", next.position);
+    wait_until("the loss to be told", async || metrics.offset_resets.get() == 1).await;
+    drop(next);
+    source.stop(Duration::ZERO).await.expect("stops");
 }
 
 #[tokio::test]
@@ -393,7 +413,7 @@ async fn a_dead_letter_that_is_too_large_waits_and_says_how_to_proceed() {
     let dead_letters = DeadLetters::new(&config, metrics.clone()).expect("dead letters");
     broker.cluster().request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
     let fault = dead_letters.send(&envelope, Reason::TooLarge, "large").await.expect_err("refused");
-    assert!(matches!(&fault, Fault::Retry { outage: Outage::Broker, after: Some(_), .. }), "{fault:?}");
+    assert!(matches!(fault, SendFault::TooLarge { .. }), "{fault:?}");
     let said = fault.to_string();
     assert!(["posts[0]@0", "posts.dlq", "max.message.bytes"].iter().all(|part| said.contains(part)), "{said}");
     assert_eq!(metrics.posts_dead_lettered.with_label_values(&["too_large"]).get(), 0);

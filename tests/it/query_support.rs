@@ -13,11 +13,11 @@ use feedlens::encode::worker::Priority;
 use feedlens::image::decode::{DecodeOptions, decode};
 use feedlens::image::thumbnail::thumbnail;
 use feedlens::metrics::Metrics;
-use feedlens::post::{ImageSource, Post, Provenance, point_id};
+use feedlens::post::{ImageSource, Post, point_id};
 use feedlens::query::embed::QueryEncoder;
 use feedlens::query::http;
 use feedlens::query::service::{ModelInfo, SearchService, ServiceParts};
-use feedlens::store::{self, ModelStamp, Point, SharedStore, Write};
+use feedlens::store::{self, ModelStamp, Order, Origin, Point, SharedStore, Write};
 use serde_json::Map;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -161,10 +161,10 @@ impl Worker {
         };
         let inline = matches!(post.image, Some(ImageSource::Base64(_)));
         let kept = picture.as_ref().filter(|_| inline).and_then(|picture| thumbnail(picture, 160));
-        let provenance =
-            Provenance { model: &encoder.bundle.id, topic: "posts", partition: 0, offset: 0, indexed_at: Utc::now() };
-        let point =
-            Point { id: point_id(&post.post_id), version: 1, image, caption, payload: post.payload(&provenance, kept) };
+        let source = Origin { topic: "posts".to_owned(), partition: 0, offset: 0, timestamp: 0 };
+        let order = Order { version: Some(1), source };
+        let payload = post.payload(&encoder.bundle.id, Utc::now(), kept);
+        let point = Point { id: point_id(&post.post_id), order, image, caption, payload };
         self.store.write(vec![Write::Upsert(point)]).await.expect("the store takes the post");
     }
 

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use feedlens::error::{Fault, Outage, Reason};
-use feedlens::kafka::{DeadLetters, Envelope, InflightLimits, KafkaConfig, Producer};
+use feedlens::error::{Fault, Reason};
+use feedlens::kafka::{DeadLetters, Envelope, InflightLimits, KafkaConfig, Producer, SendFault};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -223,7 +223,7 @@ async fn a_dead_letter_beyond_the_limit_of_its_topic_waits_until_the_limit_is_ra
     let envelope = receive(&mut envelopes).await;
     let dead_letters = DeadLetters::new(&config, metrics.clone()).expect("dead letters");
     let fault = dead_letters.send(&envelope, Reason::BadJson, "not JSON").await.expect_err("too large");
-    assert!(matches!(&fault, Fault::Retry { outage: Outage::Broker, .. }), "{fault:?}");
+    assert!(matches!(fault, SendFault::TooLarge { .. }), "{fault:?}");
     assert!(fault.to_string().contains("raise max.message.bytes"), "{fault}");
 
     let raised =

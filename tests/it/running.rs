@@ -71,10 +71,10 @@ impl Running {
         value.unwrap_or(f64::NAN)
     }
 
-    /// Posts that are indexed, deleted or dead-lettered.
+    /// Posts that are indexed, deleted, ignored or dead-lettered.
     pub fn settled(&self) -> u64 {
         let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
-        let names = ["posts_indexed_total", "posts_deleted_total", "posts_dead_lettered_total"];
+        let names = ["posts_indexed_total", "posts_deleted_total", "posts_ignored_total", "posts_dead_lettered_total"];
         let is_settled = |line: &&str| {
             line.strip_prefix("feedlens_").is_some_and(|line| names.iter().any(|name| line.starts_with(name)))
         };

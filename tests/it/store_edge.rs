@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
-use feedlens::store::{Filter, Point, SharedStore, VectorName, VectorQuery, Write};
+use feedlens::store::{Filter, Order, Point, SharedStore, VectorName, VectorQuery, Write};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -35,6 +35,10 @@ fn writes_of(step: u64) -> Vec<Write> {
     writes
 }
 
+fn version(order: &Order) -> u64 {
+    order.version.expect("these writes have versions")
+}
+
 /// What the store must hold after a step: version, whether deleted, whether there is an image vector.
 #[derive(Default, Clone, Debug, PartialEq)]
 struct Model(BTreeMap<String, (u64, bool, bool)>);
@@ -43,10 +47,10 @@ impl Model {
     fn apply(&mut self, writes: Vec<Write>) {
         for write in writes {
             let (id, entry) = match &write {
-                Write::Delete(tombstone) => (tombstone.post_id.clone(), (tombstone.version, true, false)),
+                Write::Delete(tombstone) => (tombstone.post_id.clone(), (version(&tombstone.order), true, false)),
                 Write::Upsert(point) => {
                     let id = point.payload["post_id"].as_str().unwrap().to_owned();
-                    (id, (point.version, false, point.image.is_some()))
+                    (id, (version(&point.order), false, point.image.is_some()))
                 }
             };
             let newer = |stored: &(u64, bool, bool)| (entry.0, entry.1) > (stored.0, stored.1);

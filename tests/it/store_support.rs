@@ -9,8 +9,8 @@ use feedlens::error::Fault;
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
 use feedlens::store::{
-    EdgeConfig, Filter, ModelStamp, Point, QdrantConfig, SharedStore, StoreConfig, StoreKind, Tombstone, VectorName,
-    VectorQuery, Write,
+    EdgeConfig, Filter, ModelStamp, Order, Origin, Point, QdrantConfig, SharedStore, StoreConfig, StoreKind, Tombstone,
+    VectorName, VectorQuery, Write,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -31,6 +31,7 @@ impl Bench {
         let config = StoreConfig {
             kind: StoreKind::Edge,
             alias: "posts".to_owned(),
+            delete_marker_ttl: Duration::from_secs(3600),
             qdrant: qdrant_config("http://localhost:6334"),
             edge: EdgeConfig {
                 dir: folder.path().join("store"),
@@ -105,11 +106,20 @@ pub fn post(id: &str, version: u64) -> Point {
     let seed = seed(id, version);
     Point {
         id: point_id(id),
-        version,
+        order: order(version),
         image: Some(vector(seed)),
         caption: Some(vector(seed + 1)),
         payload: object(json!({"post_id": id, "caption": format!("{id} at {version}")})),
     }
+}
+
+/// A version, at the offset of the same number.
+pub fn order(version: u64) -> Order {
+    Order { version: Some(version), source: source(0, version as i64) }
+}
+
+pub fn source(partition: i32, offset: i64) -> Origin {
+    Origin { topic: "posts".to_owned(), partition, offset, timestamp: offset }
 }
 
 fn seed(id: &str, version: u64) -> u64 {
@@ -121,7 +131,7 @@ pub fn upsert(id: &str, version: u64) -> Write {
 }
 
 pub fn delete(id: &str, version: u64) -> Write {
-    Write::Delete(Tombstone { id: point_id(id), version, post_id: id.to_owned(), deleted_at: time(0) })
+    Write::Delete(Tombstone { id: point_id(id), order: order(version), post_id: id.to_owned(), deleted_at: time(0) })
 }
 
 pub fn time(days: i64) -> DateTime<Utc> {
@@ -141,3 +151,25 @@ pub async fn stored(store: &SharedStore, id: &str) -> Option<(u64, bool)> {
     assert_eq!(point.payload["post_id"], id);
     Some((point.payload["version"].as_u64().unwrap(), point.payload.get("deleted") == Some(&json!(true))))
 }
+
+/// Runs the same cases against the embedded store and, where there is one, a Qdrant server.
+macro_rules! on_each_store {
+    ($($case:ident),* $(,)?) => {
+        mod edge {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Bench::edge()).await;
+            })*
+        }
+
+        mod server {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                if let Some(bench) = super::Bench::server() {
+                    super::$case(bench).await;
+                }
+            })*
+        }
+    };
+}
+pub(crate) use on_each_store;

@@ -2,28 +2,29 @@
 //! to an address that was judged, so a name cannot change its mind in between. Redirects are followed here, each judged
 //! like the first URL.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::{Host, Url};
 
-use super::{forbidden, too_large, unavailable};
+use super::{Fetched, forbidden, too_large, unavailable};
 use crate::error::{Fault, Outage, Reason};
 use crate::image::ImagesConfig;
+use crate::image::budget::Budget;
 use crate::image::guard::AddressPolicy;
 use crate::text::shortened;
 
-/// Memory taken on a host's word alone, in bytes: a content-length may lie.
-const TRUSTED_LENGTH: u64 = 1024 * 1024;
+/// Hosts whose places are kept before those that nobody holds are forgotten.
+const HOSTS: usize = 1024;
 
 /// Characters of a URL that a message repeats.
 const SHOWN: usize = 200;
@@ -37,6 +38,10 @@ pub(super) struct HttpFetcher {
     client: Client,
     policy: Arc<AddressPolicy>,
     permits: Semaphore,
+    /// Places of each host that is being asked.
+    hosts: Mutex<HashMap<String, Weak<Semaphore>>>,
+    per_host: usize,
+    budget: Budget,
     schemes: Vec<String>,
     max_bytes: u64,
     max_redirects: usize,
@@ -45,8 +50,11 @@ pub(super) struct HttpFetcher {
 }
 
 impl HttpFetcher {
-    pub(super) fn new(config: &ImagesConfig) -> Result<Self> {
-        anyhow::ensure!(config.concurrency > 0, "images.concurrency must be at least 1");
+    pub(super) fn new(config: &ImagesConfig, budget: Budget) -> Result<Self> {
+        anyhow::ensure!(
+            config.concurrency > 0 && config.concurrency_per_host > 0,
+            "images.concurrency and images.concurrency_per_host must be at least 1"
+        );
         let policy = Arc::new(AddressPolicy::new(config.allow_networks.clone()));
         let client = Client::builder()
             .user_agent(concat!("feedlens/", env!("CARGO_PKG_VERSION")))
@@ -64,6 +72,9 @@ impl HttpFetcher {
             client,
             policy,
             permits: Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)),
+            hosts: Mutex::default(),
+            per_host: config.concurrency_per_host.min(Semaphore::MAX_PERMITS),
+            budget,
             schemes: config.schemes.clone(),
             max_bytes: config.max_bytes,
             max_redirects: config.max_redirects,
@@ -72,26 +83,57 @@ impl HttpFetcher {
         })
     }
 
-    pub(super) async fn get(&self, text: &str) -> Result<Bytes, Fault> {
+    pub(super) async fn get(&self, text: &str) -> Result<Fetched, Fault> {
         let url = Url::parse(text).map_err(|error| {
             Fault::reject(Reason::BadField, format!("image.url: {:?} is not a URL: {error}", shortened(text, SHOWN)))
         })?;
-        // Before the clock starts: waiting for one's turn is not the host's fault.
+        // Before the clock starts: waiting for one's turn is not the host's fault. The host's place first: who waits for
+        // a slow host holds up nobody else.
+        let _place = self.place_of(&url).await;
         let _permit = self.permits.acquire().await.expect("the semaphore is never closed. This is a bug.");
+        let started = Instant::now();
         let shown = shortened(url.as_str(), SHOWN).into_owned();
-        match tokio::time::timeout(self.timeout, self.follow(url)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(outage(format!("{shown}: not here within images.timeout = {:?}", self.timeout), None)),
+        let too_slow = |_| outage(format!("{shown}: not here within images.timeout = {:?}", self.timeout), None);
+        let (url, response) = tokio::time::timeout(self.timeout, self.follow(url)).await.map_err(too_slow)??;
+        let announced = response.content_length();
+        if let Some(length) = announced.filter(|length| *length > self.max_bytes) {
+            return Err(too_large(&self::shown(&url), length, self.max_bytes));
         }
+        let left = self.timeout.saturating_sub(started.elapsed());
+        // Nor is waiting for memory.
+        let mut share = self.budget.take(announced.unwrap_or(self.max_bytes)).await;
+        let bytes = tokio::time::timeout(left, self.read(&url, response)).await.map_err(too_slow)??;
+        share.shrink_to(bytes.len() as u64);
+        Ok(Fetched { bytes: bytes.into(), _share: share })
     }
 
-    async fn follow(&self, mut url: Url) -> Result<Bytes, Fault> {
+    async fn place_of(&self, url: &Url) -> OwnedSemaphorePermit {
+        let host =
+            format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        let places = {
+            let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            if hosts.len() >= HOSTS {
+                hosts.retain(|_, places| places.strong_count() > 0);
+            }
+            let known = hosts.get(&host).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let places = Arc::new(Semaphore::new(self.per_host));
+                hosts.insert(host, Arc::downgrade(&places));
+                places
+            })
+        };
+        places.acquire_owned().await.expect("the semaphore is never closed. This is a bug.")
+    }
+
+    /// The answer of the last URL in a chain of redirects, with that URL.
+    async fn follow(&self, mut url: Url) -> Result<(Url, Response), Fault> {
         for _ in 0..=self.max_redirects {
             self.check(&url)?;
             let request = self.client.get(url.clone()).header(ACCEPT, "image/*").header(ACCEPT_ENCODING, "identity");
             let response = request.send().await.map_err(|error| transfer_fault(&url, error))?;
             if !is_redirect(response.status()) {
-                return self.read(&url, response).await;
+                self.check_head(&url, &response)?;
+                return Ok((url, response));
             }
             let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
             url = target.and_then(|target| url.join(target).ok()).ok_or_else(|| {
@@ -119,10 +161,9 @@ impl HttpFetcher {
         if self.policy.permits(address) { Ok(()) } else { Err(refused(url)) }
     }
 
-    async fn read(&self, url: &Url, mut response: Response) -> Result<Bytes, Fault> {
-        let status = response.status();
-        if status != StatusCode::OK {
-            return Err(self.status_fault(url, &response));
+    fn check_head(&self, url: &Url, response: &Response) -> Result<(), Fault> {
+        if response.status() != StatusCode::OK {
+            return Err(self.status_fault(url, response));
         }
         // Never asked for; inflating would need bounds of its own.
         let encoding = response.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity");
@@ -131,19 +172,27 @@ impl HttpFetcher {
             let detail = format!("image: {}: sent with content-encoding {encoding:?}, unasked", shown(url));
             return Err(Fault::reject(Reason::BadImage, detail));
         }
+        Ok(())
+    }
+
+    async fn read(&self, url: &Url, mut response: Response) -> Result<Vec<u8>, Fault> {
         let announced = response.content_length().unwrap_or(0);
-        if announced > self.max_bytes {
-            return Err(too_large(&shown(url), announced, self.max_bytes));
-        }
-        let mut bytes = BytesMut::with_capacity(announced.min(TRUSTED_LENGTH) as usize);
+        // A length that lies costs no memory: pages that nothing is written to are not there.
+        let mut bytes = Vec::with_capacity(announced.min(self.max_bytes) as usize);
         while let Some(chunk) = response.chunk().await.map_err(|error| transfer_fault(url, error))? {
-            let length = (bytes.len() + chunk.len()) as u64;
-            if length > self.max_bytes {
-                return Err(too_large(&shown(url), length, self.max_bytes));
+            let length = bytes.len() + chunk.len();
+            if length as u64 > self.max_bytes {
+                return Err(too_large(&shown(url), length as u64, self.max_bytes));
+            }
+            if length > bytes.capacity() {
+                // Doubled, but never above the share that was taken.
+                let capacity = (bytes.capacity() * 2).min(self.max_bytes as usize).max(length);
+                bytes.reserve_exact(capacity - bytes.len());
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok(bytes.freeze())
+        bytes.shrink_to_fit();
+        Ok(bytes)
     }
 
     fn status_fault(&self, url: &Url, response: &Response) -> Fault {

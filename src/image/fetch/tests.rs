@@ -1,4 +1,5 @@
 use std::io::Write as _;
+use std::time::Duration;
 
 use super::*;
 use crate::config::{Config, Overrides};
@@ -79,7 +80,7 @@ fn folder() -> Folder {
 
 impl Folder {
     async fn bytes(&self, path: impl Into<PathBuf>) -> Result<Bytes, Fault> {
-        self.fetcher.bytes(&ImageSource::Path(path.into())).await
+        self.fetcher.bytes(&ImageSource::Path(path.into())).await.map(|fetched| fetched.clone())
     }
 }
 
@@ -99,7 +100,11 @@ async fn files_elsewhere_are_forbidden() {
     assert_rejected(folder.bytes(folder.outside.clone()).await, Reason::ForbiddenSource, "images.root");
     assert_rejected(folder.bytes("/etc/passwd").await, Reason::ForbiddenSource, "images.root");
     let closed = ImageFetcher::new(&config()).expect("a fetcher");
-    assert_rejected(closed.bytes(&ImageSource::Path("a".into())).await, Reason::ForbiddenSource, "set images.root");
+    assert_rejected(
+        closed.bytes(&ImageSource::Path("a".into())).await.map(|_| Bytes::new()),
+        Reason::ForbiddenSource,
+        "set images.root",
+    );
 }
 
 #[cfg(unix)]
@@ -119,6 +124,42 @@ async fn what_is_no_file_is_refused() {
     assert_rejected(folder.bytes("gone.png").await, Reason::ImageUnavailable, "gone.png");
     assert_rejected(folder.bytes("inner/a.png/b.png").await, Reason::ImageUnavailable, "b.png");
     assert_rejected(folder.bytes("a\0b").await, Reason::ImageUnavailable, "path");
+}
+
+/// What an unmounted folder looks like: empty, or gone.
+#[tokio::test]
+async fn a_root_that_is_not_mounted_is_an_outage_and_no_posts_fault() {
+    let folder = folder();
+    let aside = folder.root.with_extension("aside");
+    std::fs::rename(&folder.root, &aside).expect("moved");
+    let is_outage = |outcome: &Result<Bytes, Fault>| matches!(outcome, Err(Fault::Retry { outage: Outage::ImageHost, detail, .. }) if detail.contains("images.root"));
+    let gone = folder.bytes("inner/a.png").await;
+    assert!(is_outage(&gone), "{gone:?}");
+    std::fs::create_dir(&folder.root).expect("the mount point");
+    let empty = folder.bytes("inner/a.png").await;
+    assert!(is_outage(&empty), "{empty:?}");
+    std::fs::remove_dir(&folder.root).expect("removed");
+    std::fs::rename(&aside, &folder.root).expect("moved back");
+    assert_eq!(folder.bytes("inner/a.png").await.expect("read"), "picture");
+}
+
+/// Whoever holds bytes holds their share: the next ones are not read before there is room.
+#[tokio::test]
+async fn pictures_in_memory_are_bounded() {
+    let held = tempfile::tempdir().expect("a folder");
+    std::fs::write(held.path().join("a.png"), vec![1; 60_000]).expect("written");
+    let limits = ImagesConfig { max_bytes: 100_000, max_inflight_bytes: 100_000, ..config() };
+    let fetcher = ImageFetcher::new(&ImagesConfig { root: held.path().to_owned(), ..limits }).expect("a fetcher");
+    let path = ImageSource::Path("a.png".into());
+    let base64 = ImageSource::Base64("A".repeat(40_000));
+    for source in [&path, &base64] {
+        let first = fetcher.bytes(&path).await.expect("room for one");
+        let mut second = Box::pin(fetcher.bytes(source));
+        let waited = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
+        assert!(waited.is_err(), "120,000 bytes of 100,000");
+        drop(first);
+        second.await.expect("room again");
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
 use qdrant_edge::{
     Condition, CountRequest, CreateIndex, DateTimeWrapper, Distance, EdgeConfig, EdgeOptimizersConfig, EdgeShard,
     EdgeVectorParams, FieldCondition, FieldIndexOperations, Filter as EdgeFilter, HasVectorCondition, HnswIndexConfig,
@@ -16,7 +17,8 @@ use qdrant_edge::{
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::store::rows::{DELETED, Row, VERSION};
+use crate::store::order::{DELETED, STATE_FIELDS, State};
+use crate::store::rows::{DELETED_AT, Row};
 use crate::store::{Filter, Hit, StoredPoint, VectorName, VectorQuery};
 
 const TEMPORARY_SEGMENTS: &str = "temp_segments";
@@ -34,8 +36,8 @@ const INDEXES: [(&str, PayloadSchemaType); 6] = [
     ("lang", PayloadSchemaType::Keyword),
     ("tags", PayloadSchemaType::Keyword),
     ("created_at", PayloadSchemaType::Datetime),
-    (VERSION, PayloadSchemaType::Integer),
     (DELETED, PayloadSchemaType::Bool),
+    (DELETED_AT, PayloadSchemaType::Datetime),
 ];
 
 /// What the engine says when it fails, or what it panicked with.
@@ -87,17 +89,17 @@ impl Engine {
         guarded(|| drop(self))
     }
 
-    /// The versions of the stored ones among these points; `None` where a stored point has none.
-    pub fn versions(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Option<u64>>, EngineError> {
-        let fields = WithPayloadInterface::Fields(vec![field(VERSION)]);
+    /// Which of these points are stored, and the states of those that this program wrote.
+    pub fn states(&self, ids: &[Uuid]) -> Result<(HashSet<Uuid>, HashMap<Uuid, State>), EngineError> {
+        let fields = WithPayloadInterface::Fields(STATE_FIELDS.iter().copied().map(field).collect());
         let records = self.shard.retrieve(&point_ids(ids), Some(fields), Some(WithVector::Bool(false)))?;
-        Ok(records
-            .into_iter()
-            .filter_map(|record| {
-                let version = record.payload.and_then(|payload| payload.0.get(VERSION).and_then(Value::as_u64));
-                Some((uuid_of(record.id)?, version))
-            })
-            .collect())
+        let (mut existing, mut states) = (HashSet::new(), HashMap::new());
+        for record in records {
+            let Some(id) = uuid_of(record.id) else { continue };
+            existing.insert(id);
+            states.extend(record.payload.and_then(|payload| Some((id, State::read_from(&payload.0)?))));
+        }
+        Ok((existing, states))
     }
 
     /// Writes rows as they are; `existing` are those of their points that are stored already.
@@ -165,6 +167,29 @@ impl Engine {
     /// Live posts.
     pub fn count(&self) -> Result<usize, EngineError> {
         self.count_where(Some(edge_filter(&Filter::default())))
+    }
+
+    /// As [`crate::store::VectorStore::purge`].
+    pub fn purge(&self, before: DateTime<Utc>) -> Result<u64, EngineError> {
+        let mut purged = 0;
+        loop {
+            let (records, next) = self.shard.scroll(ScrollRequest {
+                offset: None,
+                limit: Some(PAGE),
+                filter: Some(old_markers(before)),
+                with_payload: Some(WithPayloadInterface::Bool(false)),
+                with_vector: WithVector::Bool(false),
+                order_by: None,
+            })?;
+            let ids = records.iter().map(|record| record.id).collect::<Vec<_>>();
+            purged += ids.len() as u64;
+            if !ids.is_empty() {
+                self.shard.update(UpdateOperation::PointOperation(PointOperations::DeletePoints { ids }))?;
+            }
+            if next.is_none() {
+                return Ok(purged);
+            }
+        }
     }
 
     /// About so many points lie outside of search graphs.
@@ -240,8 +265,6 @@ impl Engine {
         let records = self.shard.retrieve(ids, whole, Some(WithVector::Bool(true)))?;
         let rows = records.into_iter().filter_map(stored_point).map(|point| Row {
             id: point.id,
-            version: point.payload.get(VERSION).and_then(Value::as_u64).unwrap_or_default(),
-            deleted: point.payload.get(DELETED).and_then(Value::as_bool).unwrap_or_default(),
             image: point.image,
             caption: point.caption,
             payload: point.payload,
@@ -310,11 +333,18 @@ fn edge_filter(filter: &Filter) -> EdgeFilter {
         };
         must.push(Condition::Field(FieldCondition::new_datetime_range(field("created_at"), range)));
     }
+    EdgeFilter { must: Some(must), ..EdgeFilter::new_must_not(is_deleted()) }
+}
+
+fn is_deleted() -> Condition {
     let deleted = Match::Value(MatchValue { value: ValueVariants::Bool(true) });
-    EdgeFilter {
-        must: Some(must),
-        ..EdgeFilter::new_must_not(Condition::Field(FieldCondition::new_match(field(DELETED), deleted)))
-    }
+    Condition::Field(FieldCondition::new_match(field(DELETED), deleted))
+}
+
+fn old_markers(before: DateTime<Utc>) -> EdgeFilter {
+    let range = Range { lt: Some(DateTimeWrapper(before)), gte: None, gt: None, lte: None };
+    let old = Condition::Field(FieldCondition::new_datetime_range(field(DELETED_AT), range));
+    EdgeFilter { must: Some(vec![is_deleted(), old]), ..EdgeFilter::new() }
 }
 
 fn field(name: &str) -> JsonPath {

@@ -133,14 +133,7 @@ mod tests {
         let payload =
             json!({"caption": "雨后的彩虹", "extra": {"a": [1, 2.5, null, true]}, "version": (1u64 << 53) - 1});
         let Some(payload) = payload.as_object().cloned() else { unreachable!() };
-        Row {
-            id: Uuid::from_u128(id),
-            version: (1 << 53) - 1,
-            deleted: false,
-            image: Some(vec![0.25, -1.0e-20]),
-            caption: None,
-            payload,
-        }
+        Row { id: Uuid::from_u128(id), image: Some(vec![0.25, -1.0e-20]), caption: None, payload }
     }
 
     fn replayed(path: &Path) -> Vec<Row> {
@@ -160,7 +153,7 @@ mod tests {
         let path = folder.path().join("journal");
         let (mut journal, found) = Journal::open(&path).expect("opens");
         assert!(!found);
-        let marker = Row { deleted: true, image: None, payload: Map::new(), ..row(3) };
+        let marker = Row { image: None, payload: Map::new(), ..row(3) };
         journal.append(&[row(1), row(2)]).expect("appends");
         journal.append(std::slice::from_ref(&marker)).expect("appends");
         assert_eq!(replayed(&path), [row(1), row(2), marker]);

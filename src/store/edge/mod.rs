@@ -1,7 +1,7 @@
 //! The embedded store: Qdrant's engine on a folder of this process, behind the seam.
 //!
 //! ```text
-//! write   -> one writer: guard by version -> journal (with the system) -> engine -> Ok
+//! write   -> one writer: decide by what is stored -> journal (with the system) -> engine -> Ok
 //! search, get, count -> engine, beside the writer
 //! keeper thread, each flush_interval: sync the journal | checkpoint: flush the engine, clear the journal | optimise
 //! ```
@@ -10,19 +10,19 @@ mod engine;
 mod folder;
 mod journal;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use self::engine::{Engine, EngineConfig, EngineError};
 use self::folder::Folder;
 use self::journal::Journal;
-use super::rows::{self, Row};
-use super::{EdgeConfig, Hit, ModelStamp, StoredPoint, VectorQuery, VectorStore, Write};
+use super::rows::{self, Plan};
+use super::{EdgeConfig, Hit, ModelStamp, Outcome, StoredPoint, VectorQuery, VectorStore, Write};
 use crate::error::{Fault, Outage};
 use crate::metrics::Metrics;
 
@@ -33,8 +33,8 @@ const JOURNAL_FILE: &str = "feedlens.journal";
 const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// The engine only ever adds to its own log; beyond this it is closed and opened, which lets go of the old files.
 const OLD_LOG_BYTES: u64 = 1024 * 1024 * 1024;
-/// Rows guarded and written under one hold of the writer lock's journal record.
-const RECORD_ROWS: usize = 256;
+/// Writes decided on together; what they change is one record of the journal.
+const RECORD_WRITES: usize = 256;
 /// How long closing waits for an optimisation: it cannot be stopped, and nothing is lost by leaving it.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 const CLOSE_POLL: Duration = Duration::from_millis(50);
@@ -91,7 +91,7 @@ impl EdgeStore {
 
 #[async_trait]
 impl VectorStore for EdgeStore {
-    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
+    async fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.write(writes)).await
     }
@@ -113,6 +113,11 @@ impl VectorStore for EdgeStore {
     async fn count(&self) -> Result<u64, Fault> {
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.read(|engine| engine.count().map(|count| count as u64))).await
+    }
+
+    async fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.purge(before)).await
     }
 
     async fn ready(&self) -> Result<(), Fault> {
@@ -159,17 +164,22 @@ impl Inner {
         })
     }
 
-    fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
-        let rows = rows::rows(writes, self.engine_config.dimension)?;
+    fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault> {
+        rows::check(&writes, self.engine_config.dimension)?;
         self.check()?;
         let mut writer = self.writer.blocking_lock();
         let writer = writer.as_mut().ok_or_else(closed)?;
         let engine = self.engine();
         let engine = engine.as_ref().ok_or_else(closed)?;
-        for rows in rows.chunks(RECORD_ROWS) {
-            let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
-            let stored = engine.versions(&ids).map_err(|error| unavailable(&error))?;
-            let rows = rows.iter().filter(|row| wins(row, &stored)).cloned().collect::<Vec<_>>();
+        let mut outcomes = Vec::with_capacity(writes.len());
+        for writes in writes.chunks(RECORD_WRITES) {
+            let ids = writes.iter().map(Write::id).collect::<Vec<_>>();
+            let (existing, stored) = engine.states(&ids).map_err(|error| unavailable(&error))?;
+            let plan = Plan::new(writes, &stored);
+            let kept = engine.get(&plan.kept()).map_err(|error| unavailable(&error))?;
+            let rows = plan.changes().iter().map(|change| change.row(&kept));
+            let rows = rows.collect::<Option<Vec<_>>>().expect("this is the one writer. This is a bug.");
+            outcomes.extend(plan.outcomes);
             if rows.is_empty() {
                 continue;
             }
@@ -181,11 +191,18 @@ impl Inner {
             })?;
             // From here on the journal says that the rows are there: only a new start, which reads it, can mend the
             // engine.
-            let existing = stored.into_keys().collect();
             engine.put(&rows, &existing).map_err(|error| self.fail(&error))?;
             self.unoptimized.fetch_add(rows.len(), Ordering::Relaxed);
         }
-        Ok(())
+        Ok(outcomes)
+    }
+
+    /// Not in the journal: what a killed process had purged comes back at most as a marker, and goes again.
+    fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault> {
+        self.check()?;
+        let mut writer = self.writer.blocking_lock();
+        writer.as_mut().ok_or_else(closed)?;
+        self.read(|engine| engine.purge(before))
     }
 
     fn read<T>(&self, read: impl FnOnce(&Engine) -> Result<T, EngineError>) -> Result<T, Fault> {
@@ -342,7 +359,7 @@ fn recover(config: &EngineConfig, folder: &Folder) -> Result<(Journal, Engine), 
         let begin = Instant::now();
         let rows = journal.replay(|rows| {
             let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
-            let existing = engine.versions(&ids)?.into_keys().collect();
+            let (existing, _) = engine.states(&ids)?;
             engine.put(&rows, &existing)
         })?;
         let doubles = engine.remove_doubles(|rows| journal.append(rows))?;
@@ -356,13 +373,6 @@ fn recover(config: &EngineConfig, folder: &Folder) -> Result<(Journal, Engine), 
         );
     }
     Ok((journal, engine))
-}
-
-fn wins(row: &Row, stored: &HashMap<Uuid, Option<u64>>) -> bool {
-    match stored.get(&row.id) {
-        None | Some(None) => true,
-        Some(Some(version)) => row.replaces(*version),
-    }
 }
 
 fn unavailable(error: &EngineError) -> Fault {
@@ -390,12 +400,15 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
-    use crate::store::{Filter, Point, VectorName};
+    use crate::store::{Filter, Order, Origin, Point, VectorName};
 
     fn upsert(id: u128, version: u64) -> Write {
         Write::Upsert(Point {
             id: Uuid::from_u128(id),
-            version,
+            order: Order {
+                version: Some(version),
+                source: Origin { topic: "posts".to_owned(), partition: 0, offset: version as i64, timestamp: 0 },
+            },
             image: Some(vec![0.6, 0.8]),
             caption: None,
             payload: Map::new(),
@@ -415,8 +428,8 @@ mod tests {
         for round in 1..4 {
             inner.write(vec![upsert(1, round), upsert(u128::from(100 + round), 1)]).expect("writes");
             inner.reopen().expect("opens anew");
-            let versions = inner.read(|engine| engine.versions(&[Uuid::from_u128(1)])).expect("reads");
-            assert_eq!(versions, HashMap::from([(Uuid::from_u128(1), Some(round))]));
+            let (_, states) = inner.read(|engine| engine.states(&[Uuid::from_u128(1)])).expect("reads");
+            assert_eq!(states[&Uuid::from_u128(1)].version, Some(round));
             assert_eq!(inner.read(Engine::count).expect("counts"), 1 + round as usize);
         }
         let query =

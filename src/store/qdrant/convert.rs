@@ -8,42 +8,47 @@ use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::points_update_operation::{DeleteVectors, Operation, PointStructList};
 use qdrant_client::qdrant::vectors_output::VectorsOptions;
 use qdrant_client::qdrant::{
-    Condition, DatetimeRange, Filter as QdrantFilter, NamedVectors, PointId, PointStruct, PointsUpdateOperation, Range,
+    Condition, DatetimeRange, Filter as QdrantFilter, NamedVectors, PointId, PointStruct, PointsUpdateOperation,
     RetrievedPoint, ScoredPoint, Timestamp, Value, VectorsOutput, VectorsSelector, vector_output,
 };
 use serde_json::Map;
 use uuid::Uuid;
 
-use crate::store::rows::{DELETED, Row, VERSION};
+use crate::store::order::{DELETED, REVISION, State};
+use crate::store::rows::{DELETED_AT, Row};
 use crate::store::{Filter, Hit, StoredPoint, VectorName};
 
-/// What writes these rows: an upsert that leaves newer points alone, and the removal of vectors that the rows do not
-/// have (an upsert of a point in an optimised segment keeps them). All of it can be sent again.
-pub(super) fn operations(rows: &[Row]) -> Vec<PointsUpdateOperation> {
+/// A row with what its decision stands on: the state before (`None`: there was no point) and after.
+pub(super) struct Conditional<'a> {
+    pub row: Row,
+    pub before: Option<&'a State>,
+    pub after: &'a State,
+}
+
+/// What writes these rows: an upsert that leaves points alone that are no longer in the state before, and the removal of
+/// vectors that the rows do not have (an upsert of a point in an optimised segment keeps them). All of it can be sent
+/// again.
+pub(super) fn operations(rows: &[Conditional<'_>]) -> Vec<PointsUpdateOperation> {
     let upsert = Operation::Upsert(PointStructList {
-        points: rows.iter().map(point).collect(),
+        points: rows.iter().map(|conditional| point(&conditional.row)).collect(),
         shard_key_selector: None,
-        // One filter for the whole request, so each row's condition is bound to its point.
-        update_filter: Some(QdrantFilter::should(rows.iter().map(|row| {
-            let range = match row.deleted {
-                // As `Row::replaces`.
-                true => Range { lte: Some(row.version as f64), ..Range::default() },
-                false => Range { lt: Some(row.version as f64), ..Range::default() },
+        // One filter for the whole request, so each row's condition is bound to its point. It never stops the insert of
+        // a point that is not there.
+        update_filter: Some(QdrantFilter::should(rows.iter().map(|Conditional { row, before, .. }| {
+            let unchanged = match before {
+                Some(state) => Condition::matches(REVISION, state.revision() as i64),
+                None => Condition::is_empty(REVISION),
             };
-            of_point(row, Condition::range(VERSION, range))
+            of_point(row, unchanged)
         }))),
         update_mode: None,
     });
     let mut operations = vec![upsert];
     for name in [VectorName::Image, VectorName::Caption] {
-        let lacking = rows.iter().filter(|row| row.missing_vectors().any(|missing| missing == name));
+        let lacking = rows.iter().filter(|it| it.row.missing_vectors().any(|missing| missing == name));
         // Only where this very write is what is stored now.
         let conditions = lacking
-            .map(|row| {
-                let version = row.version as f64;
-                let range = Range { gte: Some(version), lte: Some(version), ..Range::default() };
-                of_point(row, Condition::range(VERSION, range))
-            })
+            .map(|it| of_point(&it.row, Condition::matches(REVISION, it.after.revision() as i64)))
             .collect::<Vec<_>>();
         if !conditions.is_empty() {
             let filter =
@@ -56,6 +61,17 @@ pub(super) fn operations(rows: &[Row]) -> Vec<PointsUpdateOperation> {
         }
     }
     operations.into_iter().map(|operation| PointsUpdateOperation { operation: Some(operation) }).collect()
+}
+
+/// Delete markers of deletions that were consumed before a time.
+pub(super) fn old_markers(before: DateTime<Utc>) -> QdrantFilter {
+    let range = DatetimeRange { lt: Some(timestamp(before)), ..DatetimeRange::default() };
+    QdrantFilter::must([Condition::matches(DELETED, true), Condition::datetime_range(DELETED_AT, range)])
+}
+
+/// A point and its state; `None` where this program did not write it.
+pub(super) fn state(point: RetrievedPoint) -> Option<(Uuid, State)> {
+    Some((uuid(point.id)?, State::read_from(&json(point.payload))?))
 }
 
 fn of_point(row: &Row, condition: Condition) -> Condition {

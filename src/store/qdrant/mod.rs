@@ -8,28 +8,37 @@ mod convert;
 mod fault;
 mod setup;
 
+use std::collections::{HashMap, HashSet};
+
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
-    CountPointsBuilder, GetPointsBuilder, Query, QueryPointsBuilder, UpdateBatchPointsBuilder, UpdateResult,
-    UpdateStatus,
+    CountPointsBuilder, DeletePointsBuilder, GetPointsBuilder, PayloadIncludeSelector, Query, QueryPointsBuilder,
+    UpdateBatchPointsBuilder, UpdateResult, UpdateStatus,
 };
 use uuid::Uuid;
 
+use self::convert::Conditional;
 use self::fault::Faults;
-use super::{Hit, ModelStamp, QdrantConfig, StoredPoint, VectorQuery, VectorStore, Write, rows};
+use super::order::{STATE_FIELDS, State};
+use super::rows::{self, Plan};
+use super::{Hit, ModelStamp, Outcome, QdrantConfig, StoredPoint, VectorQuery, VectorStore, Write};
 use crate::error::{Fault, Outage};
 
 /// Points in one request; Qdrant's makers advise 64 to 256. With the largest posts that the default limits let
 /// through, a request stays below the server's limit of 32 MiB.
 const REQUEST_POINTS: usize = 128;
+/// Two workers that hold one partition for a moment can write the same posts at the same time: whoever comes second
+/// decides anew. More often than this in a row means that something else is wrong.
+const ATTEMPTS: usize = 20;
 
 /// The store of [`super::StoreKind::Qdrant`].
 pub struct QdrantStore {
     client: Qdrant,
     collection: String,
     alias: String,
-    dimension: usize,
+    stamp: ModelStamp,
     faults: Faults,
 }
 
@@ -44,7 +53,61 @@ impl QdrantStore {
         let client = setup::connect(config, &faults).await?;
         let collection = setup::collection_name(alias, stamp);
         setup::ensure_collection(&client, &faults, config, &collection, alias, stamp).await?;
-        Ok(Self { client, collection, alias: alias.to_owned(), dimension: stamp.dimension, faults })
+        Ok(Self { client, collection, alias: alias.to_owned(), stamp: stamp.clone(), faults })
+    }
+
+    /// Reads what is stored, decides, and writes on the condition that it is stored still.
+    async fn write_some(&self, writes: &[Write]) -> Result<Vec<Outcome>, Fault> {
+        let ids = writes.iter().map(Write::id).collect::<HashSet<_>>();
+        for _ in 0..ATTEMPTS {
+            let plan = Plan::new(writes, &self.states(ids.iter().copied()).await?);
+            let kept = self.get(&plan.kept()).await?;
+            let changes = plan.changes().iter();
+            let rows = changes.filter_map(|change| {
+                Some(Conditional { row: change.row(&kept)?, before: change.before.as_ref(), after: &change.after })
+            });
+            let rows = rows.collect::<Vec<_>>();
+            if !rows.is_empty() {
+                self.send(&rows).await?;
+            }
+            let now = self.states(rows.iter().map(|it| it.row.id)).await?;
+            if plan.changes().iter().all(|change| now.get(&change.id) == Some(&change.after)) {
+                return Ok(plan.outcomes);
+            }
+        }
+        Err(Fault::retry(
+            Outage::Store,
+            format!("other writers keep changing the same posts in the collection {}", self.collection),
+        ))
+    }
+
+    async fn send(&self, rows: &[Conditional<'_>]) -> Result<(), Fault> {
+        let request = UpdateBatchPointsBuilder::new(&self.collection, convert::operations(rows)).wait(true);
+        match self.client.update_points_batch(request).await {
+            Ok(response) => response.result.iter().try_for_each(durable),
+            Err(error) => {
+                let fault = self.faults.at_run_time("write to", &error);
+                if matches!(fault, Fault::Reject { .. }) {
+                    // No post is at fault where the collection has other vectors than it had.
+                    setup::still_ours(&self.client, &self.collection, &self.stamp).await?;
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    async fn states(&self, ids: impl Iterator<Item = Uuid>) -> Result<HashMap<Uuid, State>, Fault> {
+        let ids = ids.map(|id| id.to_string().into()).collect::<Vec<_>>();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let fields = STATE_FIELDS.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let request = GetPointsBuilder::new(&self.collection, ids)
+            .with_payload(PayloadIncludeSelector { fields })
+            .with_vectors(false);
+        let response = self.client.get_points(request).await;
+        let found = response.map_err(|error| self.faults.at_run_time("read", &error))?.result;
+        Ok(found.into_iter().filter_map(convert::state).collect())
     }
 }
 
@@ -68,17 +131,26 @@ pub(super) fn check(config: &QdrantConfig) -> Result<(), Fault> {
 
 #[async_trait]
 impl VectorStore for QdrantStore {
-    async fn write(&self, writes: Vec<Write>) -> Result<(), Fault> {
-        let rows = rows::rows(writes, self.dimension)?;
-        for rows in rows.chunks(REQUEST_POINTS) {
-            let operations = convert::operations(rows);
-            let request = UpdateBatchPointsBuilder::new(&self.collection, operations).wait(true);
-            let response = self.client.update_points_batch(request).await;
-            for result in response.map_err(|error| self.faults.at_run_time("write to", &error))?.result {
-                durable(&result)?;
-            }
+    async fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault> {
+        rows::check(&writes, self.stamp.dimension)?;
+        let mut outcomes = Vec::with_capacity(writes.len());
+        for writes in writes.chunks(REQUEST_POINTS) {
+            outcomes.extend(self.write_some(writes).await?);
         }
-        Ok(())
+        Ok(outcomes)
+    }
+
+    async fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault> {
+        let failed = |error| self.faults.at_run_time("purge delete markers of", &error);
+        let request = CountPointsBuilder::new(&self.collection).filter(convert::old_markers(before)).exact(true);
+        let count = self.client.count(request).await.map_err(failed)?.result.map_or(0, |result| result.count);
+        if count > 0 {
+            // By the filter and not by ids: a post that came back in between is no marker any more.
+            let request = DeletePointsBuilder::new(&self.collection).points(convert::old_markers(before)).wait(true);
+            let deleted = self.client.delete_points(request).await.map_err(failed)?.result;
+            deleted.iter().try_for_each(durable)?;
+        }
+        Ok(count)
     }
 
     async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault> {

@@ -10,20 +10,22 @@ use qdrant_client::{Qdrant, QdrantError};
 
 use super::fault::Faults;
 use crate::error::Fault;
-use crate::store::rows::{DELETED, VERSION};
+use crate::store::order::{DELETED, REVISION};
+use crate::store::rows::DELETED_AT;
 use crate::store::{ModelStamp, QdrantConfig, VectorName};
 
 /// The first server with conditional upserts. An older one takes the request and ignores the condition, and an older
 /// write would win.
 const OLDEST_SERVER: (u64, u64) = (1, 16);
 
-const INDEXES: [(&str, FieldType); 6] = [
+const INDEXES: [(&str, FieldType); 7] = [
     ("author", FieldType::Keyword),
     ("lang", FieldType::Keyword),
     ("tags", FieldType::Keyword),
     ("created_at", FieldType::Datetime),
-    (VERSION, FieldType::Integer),
+    (REVISION, FieldType::Integer),
     (DELETED, FieldType::Bool),
+    (DELETED_AT, FieldType::Datetime),
 ];
 
 /// A client of a server that answers.
@@ -164,6 +166,15 @@ async fn check_alias(
             stamp.model, stamp.dimension
         ))),
         _ => Ok(()),
+    }
+}
+
+/// Whether the collection still is what this program made: another may have put one of its own in that place.
+pub(super) async fn still_ours(client: &Qdrant, collection: &str, stamp: &ModelStamp) -> Result<(), Fault> {
+    // Without an answer nothing is known, and what had failed keeps its own fault.
+    match client.collection_info(collection).await {
+        Ok(response) => check_vectors(collection, &response.result.unwrap_or_default(), stamp),
+        Err(_) => Ok(()),
     }
 }
 
