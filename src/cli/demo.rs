@@ -34,8 +34,11 @@ const SAMPLE_TOPICS: [&str; 4] = ["水果", "交通工具", "红苹果", "a flyi
 const SAMPLE_PICTURE: &str = "images/1f431.png";
 /// Partitions of the embedded broker's topics.
 const PARTITIONS: i32 = 4;
-/// Posts sent and not yet settled, at most: the embedded broker keeps 5 MiB a partition and drops the oldest.
+/// Posts sent and not yet settled, at most, by count and by bytes: the embedded broker keeps 5 MiB a partition, what it
+/// adds to each message included, and drops the oldest.
 const MAX_BEHIND: u64 = 400;
+/// As above. Which of the sent ones are settled is not known, so all of them must be when these bytes are used up.
+const MAX_BYTES_BEHIND: usize = 5 * 1024 * 1024 - 128 * 1024;
 
 /// Try it: Kafka, both workers and Qdrant's engine in this process, on the bundled feed
 ///
@@ -225,6 +228,7 @@ impl Sender<'_> {
     async fn send_all(&self, feed: Feed) -> Result<u64> {
         let mut messages = produce::read_in_background(feed);
         let before = self.settled();
+        let mut bytes_behind = 0;
         let mut sending = FuturesUnordered::new();
         let mut ticks = tokio::time::interval(self.pause.max(Duration::from_nanos(1)));
         let mut sent = 0;
@@ -232,10 +236,21 @@ impl Sender<'_> {
             if !self.pause.is_zero() {
                 ticks.tick().await;
             }
+            let message = edited(message?);
+            let bytes = message.value.len() + message.key.as_ref().map_or(0, String::len);
+            // A larger one goes alone: of a single message the broker keeps more.
+            if bytes_behind + bytes > MAX_BYTES_BEHIND {
+                while let Some(done) = sending.next().await {
+                    done?;
+                }
+                self.wait_until_settled(before + sent).await;
+                bytes_behind = 0;
+            }
             while before + sent > self.settled() + MAX_BEHIND {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            sending.push(produce::send(self.producer, self.topic, edited(message?)));
+            bytes_behind += bytes;
+            sending.push(produce::send(self.producer, self.topic, message));
             sent += 1;
             while let Some(Some(done)) = futures::FutureExt::now_or_never(sending.next()) {
                 done?;
@@ -254,9 +269,7 @@ impl Sender<'_> {
     }
 
     fn settled(&self) -> u64 {
-        self.metrics.posts_indexed.get()
-            + self.metrics.posts_deleted.get()
-            + ingest::progress::dead_lettered(self.metrics)
+        ingest::progress::settled(self.metrics)
     }
 }
 
