@@ -76,8 +76,8 @@ pub enum Fidelity {
 impl ImagesConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(
-            self.concurrency > 0 && self.attempts > 0,
-            "images.concurrency and images.attempts must be at least 1"
+            self.concurrency > 0 && self.concurrency_per_host > 0,
+            "images.concurrency and images.concurrency_per_host must be at least 1"
         );
         anyhow::ensure!(
             self.root.as_os_str().is_empty() || self.root.is_dir(),

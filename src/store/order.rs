@@ -327,6 +327,16 @@ mod tests {
         assert_eq!(replay(&[large, deletion, edit]).1, Some(at(0, 9, 0)));
     }
 
+    /// Many feeds send the same version, or 1, with every post.
+    #[test]
+    fn the_same_version_behind_a_deletion_is_the_post_again() {
+        let post = |offset| event(Some(1), at(0, offset, 0), false);
+        let deletion = event(None, at(0, 1, 0), true);
+        for events in [[post(0), deletion.clone(), post(2)], [post(2), post(0), deletion.clone()]] {
+            assert_eq!(replay(&events).1, Some(at(0, 2, 0)), "{events:?}");
+        }
+    }
+
     #[test]
     fn a_small_version_behind_a_deletion_at_a_high_offset_is_a_new_post() {
         let events = [event(None, at(0, 1_000_000, 0), true), event(Some(1), at(0, 1_000_001, 0), false)];
