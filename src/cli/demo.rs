@@ -238,7 +238,12 @@ impl Sender<'_> {
             }
             let message = edited(message?);
             let bytes = message.value.len() + message.key.as_ref().map_or(0, String::len);
-            // A larger one goes alone: of a single message the broker keeps more.
+            anyhow::ensure!(
+                bytes <= MAX_BYTES_BEHIND,
+                "the post {} takes {bytes} bytes, and the broker inside the demo keeps at most {MAX_BYTES_BEHIND}; make \
+                 its picture smaller or leave it out, or use a real Kafka with `feedlens ingest`",
+                message.key.as_deref().unwrap_or("without an id")
+            );
             if bytes_behind + bytes > MAX_BYTES_BEHIND {
                 while let Some(done) = sending.next().await {
                     done?;
