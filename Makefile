@@ -1,15 +1,17 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
 BINARY := target/release/feedlens
+BENCHES := pipeline tokenizer
 
-.PHONY: help setup build demo test lint bench services services-stop
+.PHONY: help setup build demo test lint bench bench-peers services services-stop
 
 help:
 	@echo "make demo [ONCE=1] [RATE=n]   try it: everything in one process, then the page on http://127.0.0.1:8080"
 	@echo "make build                    $(BINARY)"
 	@echo "make test                     all tests, on a real Kafka too"
 	@echo "make lint                     formatting, clippy, shell scripts"
-	@echo "make bench                    throughput of the pipe beside its bare parts"
+	@echo "make bench [BENCHES=name]     throughput of the pipe beside its bare parts, and of parts beside their peers"
+	@echo "make bench-peers              the Python packages that benches compare with"
 	@echo "make services                 a real Kafka (and Qdrant, where there is one) for the integration tests"
 
 setup:
@@ -31,7 +33,10 @@ lint:
 	@scripts/lint.sh
 
 bench: setup
-	@$(CARGO) bench --locked --bench pipeline
+	@$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
+
+bench-peers:
+	@scripts/bench_peers.sh
 
 services:
 	@scripts/setup.sh tests

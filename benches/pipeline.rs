@@ -173,7 +173,7 @@ async fn bare_prepare(config: &Config, messages: &[Message]) -> (Stage, Vec<Prep
         let Ok(picture) = decode(&bytes, &options) else { continue };
         let image = encoder.preprocessor.prepare(&picture);
         let thumbnail = thumbnail(&picture, config.images.thumbnail_pixels);
-        let text = encoder.tokenizer.encode(caption).expect("tokenises");
+        let text = encoder.tokenizer.encode(&config.captions.apply(caption)).expect("tokenises");
         all.push(Prepared { post, image, text, thumbnail });
     }
     (timer.stage("prepare (one core)", messages.len()), all)

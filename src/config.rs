@@ -36,6 +36,8 @@ pub struct Config {
     pub encoder: crate::encode::EncoderConfig,
     /// Pictures: sources and limits.
     pub images: crate::image::ImagesConfig,
+    /// Captions: what of them is tokenised.
+    pub captions: crate::captions::CaptionsConfig,
     /// Posts: limits.
     pub posts: crate::post::PostsConfig,
     /// Brokers, topics, group.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`ingest`], [`query`] | the two workers; they do not know one another |
 //! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
-//! | [`post`], [`feed`], [`eval`] | the post, files of posts, evaluation and batch retrieval |
+//! | [`post`], [`captions`], [`feed`] | the post, what of its caption is tokenised, files of posts |
+//! | [`eval`] | evaluation and batch retrieval |
 //! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
 //! | [`cli`] | one thin file a command; nothing imports it |
 //!
@@ -17,6 +18,7 @@
 //! ```
 
 pub mod backoff;
+pub mod captions;
 pub mod cli;
 pub mod config;
 pub mod encode;

@@ -2,9 +2,12 @@
 
 mod configuration;
 mod demo;
+mod embed;
 mod eval;
 mod ingest;
+mod lines;
 mod matching;
+mod model;
 mod output;
 mod produce;
 mod progress;
@@ -59,6 +62,9 @@ enum Command {
     Search(search::Arguments),
     Match(matching::Arguments),
     Eval(eval::Arguments),
+    Embed(embed::Arguments),
+    #[command(subcommand)]
+    Model(model::Command),
     #[command(subcommand)]
     Config(configuration::Command),
 }
@@ -74,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Demo(arguments) => arguments.presets(),
         Command::Match(arguments) => arguments.presets(),
         Command::Eval(arguments) => arguments.presets(),
+        Command::Embed(arguments) => arguments.presets(),
+        Command::Model(command) => command.presets(),
         _ => vec![],
     };
     let config = match load(&presets, &overrides) {
@@ -125,6 +133,8 @@ fn run(command: Command, config: Config) -> Result<()> {
             Command::Search(arguments) => arguments.run(config).await,
             Command::Match(arguments) => arguments.run(config).await,
             Command::Eval(arguments) => arguments.run(config).await,
+            Command::Embed(arguments) => arguments.run(config).await,
+            Command::Model(command) => command.run(config).await,
             Command::Config(_) => Ok(()),
         }
     });

@@ -19,8 +19,13 @@ pub struct ReaderGone;
 /// [`ReaderGone`], with which the command is to end; or why standard output cannot be written, such as a full disk.
 pub fn print(text: impl Display) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    write!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+    write!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(failed)
+}
+
+/// What a failure to write to standard output is to the command: [`ReaderGone`], or an error that names the output.
+pub fn failed(error: io::Error) -> anyhow::Error {
+    match error.kind() {
         ErrorKind::BrokenPipe => ReaderGone.into(),
         _ => anyhow::Error::from(error).context("cannot write to standard output"),
-    })
+    }
 }

@@ -59,7 +59,7 @@ pub fn search_service(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<SearchService>> {
     Ok(SearchService::new(ServiceParts {
-        encoder: QueryEncoder::new(encoder.clone(), &config.images)?,
+        encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions)?,
         store: store.clone(),
         model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
         config: config.query.clone(),

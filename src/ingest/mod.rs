@@ -95,8 +95,7 @@ pub struct IngestParts {
 /// The brokers do not answer at the start, or a stage says that going on is wrong.
 pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
     let IngestParts { encoder, store, metrics, consumer } = parts;
-    let (posts, images) = (config.posts.clone(), config.images.clone());
-    let preparer = Arc::new(Preparer::new(encoder, posts, images, metrics.clone())?);
+    let preparer = Arc::new(Preparer::new(encoder, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let writer = Arc::new(Writer::new(store.clone(), dead_letters, config.ingest.clone(), metrics.clone()));
     let subscription =

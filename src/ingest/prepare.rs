@@ -11,6 +11,8 @@ use tokio::task::JoinError;
 use url::Url;
 
 use crate::backoff::Backoff;
+use crate::captions::CaptionsConfig;
+use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::encode::{PreparedImage, PreparedText};
@@ -32,6 +34,7 @@ pub struct Preparer {
     encoder: Encoder,
     fetcher: Arc<ImageFetcher>,
     patience: Patience,
+    captions: CaptionsConfig,
     posts: PostsConfig,
     images: ImagesConfig,
     metrics: Arc<Metrics>,
@@ -54,16 +57,12 @@ impl Preparer {
     ///
     /// # Errors
     /// The HTTP client cannot be made, or `images.root` cannot be read.
-    pub fn new(
-        encoder: Encoder,
-        posts: PostsConfig,
-        images: ImagesConfig,
-        metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(encoder: Encoder, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let (captions, posts, images) = (config.captions, config.posts.clone(), config.images.clone());
         let fetcher = Arc::new(ImageFetcher::new(&images)?);
         let cores = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
         let (patience, decoding) = (Patience::new(images.give_up_after), Budget::new(images.max_decode_bytes));
-        Ok(Self { encoder, fetcher, patience, posts, images, metrics, cores, decoding })
+        Ok(Self { encoder, fetcher, patience, captions, posts, images, metrics, cores, decoding })
     }
 
     /// The write that a message asks for.
@@ -98,6 +97,7 @@ impl Preparer {
         let (key, payload, limits) = (envelope.key.clone(), payload.clone(), self.posts.clone());
         let (tokenizer, fetcher, metrics) =
             (self.encoder.tokenizer.clone(), self.fetcher.clone(), self.metrics.clone());
+        let captions = self.captions;
         self.off_the_async_threads(move || {
             let started = Instant::now();
             let mut post = Post::parse(&payload, key.as_deref(), &limits)?;
@@ -107,7 +107,8 @@ impl Preparer {
             };
             observe(&metrics, "parse", started);
             let started = Instant::now();
-            let text = post.caption.as_deref().map(|caption| tokenizer.encode(caption)).transpose()?;
+            let tokens = |caption| tokenizer.encode(&captions.apply(caption));
+            let text = post.caption.as_deref().map(tokens).transpose()?;
             observe(&metrics, "tokenize", started);
             Ok(Parsed { post, text, inline })
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::sync::Semaphore;
 
+use crate::captions::CaptionsConfig;
 use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::error::Fault;
@@ -18,6 +19,7 @@ use crate::post::ImageSource;
 /// Everything between a request's subject and its vector.
 pub struct QueryEncoder {
     encoder: Encoder,
+    captions: CaptionsConfig,
     fetcher: ImageFetcher,
     options: DecodeOptions,
     decoding: Arc<Semaphore>,
@@ -25,16 +27,17 @@ pub struct QueryEncoder {
 }
 
 impl QueryEncoder {
-    /// Pictures of requests obey the same limits as those of posts.
+    /// Pictures of requests obey the same limits as those of posts, and topics are cleaned as captions are.
     ///
     /// # Errors
     /// As [`ImageFetcher::new`].
-    pub fn new(encoder: Encoder, images: &ImagesConfig) -> Result<Self> {
+    pub fn new(encoder: Encoder, images: &ImagesConfig, captions: CaptionsConfig) -> Result<Self> {
         // A decoded picture may take hundreds of megabytes: no more at a time than there are cores to work on them.
         let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             options: images.decode_options(encoder.bundle.resolution),
             encoder,
+            captions,
             fetcher: ImageFetcher::new(images)?,
             decoding: Arc::new(Semaphore::new(at_a_time)),
             places: Arc::new(Semaphore::new(images.concurrency.min(Semaphore::MAX_PERMITS))),
@@ -46,7 +49,8 @@ impl QueryEncoder {
     /// # Errors
     /// [`Fault::Reject`] where this very text has no finite vector, [`Fault::Retry`] where the encoder is gone.
     pub async fn embed_topic(&self, topic: &str) -> Result<Vec<f32>, Fault> {
-        self.encoder.handle.text(self.encoder.tokenizer.encode(topic)?, Priority::Query).await
+        let text = self.encoder.tokenizer.encode(&self.captions.apply(topic))?;
+        self.encoder.handle.text(text, Priority::Query).await
     }
 
     /// The L2-normalised vector of a picture.

@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod binary;
+mod captions;
 mod demo;
 mod evaluation;
 mod images;
 mod ingest_faults;
 mod ingest_support;
+mod json_lines;
 mod kafka_source;
 mod kafka_support;
 mod matching;

@@ -120,7 +120,7 @@ impl Worker {
         let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
         let store = store::open(&config.store, &stamp, &metrics).await.expect("the store opens");
         let service = SearchService::new(ServiceParts {
-            encoder: QueryEncoder::new(encoder.clone(), &config.images).expect("the fetcher starts"),
+            encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions).expect("the fetcher starts"),
             store: store.clone(),
             model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
             config: config.query.clone(),

@@ -113,3 +113,6 @@ fn padding_id(tokenizer: &Tokenizer, file: &Path) -> Result<i64> {
     let usual = PADDING_TOKENS.iter().find_map(|token| tokenizer.token_to_id(token));
     Ok(usual.unwrap_or(0).into())
 }
+
+#[cfg(test)]
+mod tests;
