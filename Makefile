@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
 BINARY := target/release/feedlens
-BENCHES := pipeline tokenizer
+BENCHES := pipeline encoder tokenizer
 
 .PHONY: help setup build demo test lint bench bench-peers services services-stop
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use feedlens::config::{Config, Overrides};
 use feedlens::encode::bundle::Bundle;
 use feedlens::encode::encoder::Encoder;
-use feedlens::encode::onnx::OnnxModel;
-use feedlens::encode::{Encode, PreparedImage, PreparedText};
+use feedlens::encode::onnx::{Loading, OnnxModel};
+use feedlens::encode::{Encode, EncoderConfig, PreparedImage, PreparedText};
 use feedlens::feed::{Feed, Message};
 use feedlens::image::decode::{DecodeOptions, decode};
 use feedlens::image::fetch::ImageFetcher;
@@ -185,7 +185,9 @@ type Vectors = (Vec<f32>, Vec<f32>);
 /// Both towers through ONNX Runtime, batches of the configured size, one thread.
 fn bare_encode(config: &Config, prepared: &[Prepared]) -> (Stage, Vec<Vectors>) {
     let bundle = Bundle::load(&config.model.dir).expect("the bundle");
-    let mut encoder = OnnxModel::load(bundle, &config.encoder, 1).and_then(|model| model.worker()).expect("sessions");
+    let settings = EncoderConfig { workers: 1, threads: 1, ..config.encoder.clone() };
+    let model = OnnxModel::load(bundle, &settings, Loading::AtStart).expect("the model");
+    let mut encoder = model.worker(Loading::AtStart).expect("sessions");
     let images = prepared.iter().map(|item| item.image.clone()).collect::<Vec<_>>();
     let texts = prepared.iter().map(|item| item.text.clone()).collect::<Vec<_>>();
     // The first run plans memory and packs weights.

@@ -152,8 +152,8 @@ impl Metrics {
             build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),
             model_info: make.gauges(
                 "model_info",
-                "The model and the execution provider that really serves; always 1.",
-                &["model", "dimension", "provider"],
+                "The model, the execution provider that really serves, and those it had to stand in for; always 1.",
+                &["model", "dimension", "provider", "fallback_from"],
             ),
             registry: registry.clone(),
         };

@@ -79,6 +79,12 @@ pub struct TowerFile {
     pub input: String,
     /// Name of the output tensor.
     pub output: String,
+    /// Name of an input that is 1 at tokens and 0 at padding; an input called `attention_mask` need not be named.
+    #[serde(default)]
+    pub mask: Option<String>,
+    /// Id that fills a text up to the length of its batch.
+    #[serde(default)]
+    pub pad: i64,
 }
 
 /// Inputs with the vectors that they must give: `golden.json`.

@@ -1,14 +1,18 @@
 //! The encoder: a model bundle, its tokenizer and preprocessing, micro-batching, and the threads that run ONNX Runtime.
 //!
 //! ```text
-//! EncoderHandle --(bounded queue per tower, queries first)--> worker thread: Batcher -> Encode -> L2 -> oneshot reply
+//! EncoderHandle --(bounded queue per tower, queries first)--> worker thread: Batcher -> split -> Encode -> oneshot reply
+//!                                                              (Encode: buckets -> input tensors -> Session::run)
 //! ```
 
 pub mod batcher;
+pub mod buckets;
 pub mod bundle;
+pub mod check;
 pub mod encoder;
 pub mod onnx;
 pub mod preprocess;
+pub mod split;
 pub mod tokenizer;
 pub mod worker;
 
@@ -60,16 +64,28 @@ pub trait Encode: Send {
     fn texts(&mut self, batch: &[PreparedText]) -> Result<Vec<Vec<f32>>, Fault>;
 }
 
+/// Inputs that every model of their sizes gives vectors for: where these fail, the encoder does.
+#[derive(Debug, Clone)]
+pub struct KnownGood {
+    /// A picture.
+    pub image: PreparedImage,
+    /// A text.
+    pub text: PreparedText,
+}
+
 /// Divides by the Euclidean norm. `None` where the norm is zero or a value is not finite.
 pub fn normalise(mut vector: Vec<f32>) -> Option<Vec<f32>> {
-    let norm = vector.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt();
-    if !norm.is_finite() || norm <= f64::from(f32::MIN_POSITIVE) {
-        return None;
-    }
+    let norm = norm(&vector)?;
     for value in &mut vector {
         *value = (f64::from(*value) / norm) as f32;
     }
     Some(vector)
+}
+
+/// The Euclidean norm. `None` where it is zero or a value is not finite.
+pub fn norm(vector: &[f32]) -> Option<f64> {
+    let norm = vector.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt();
+    (norm.is_finite() && norm > f64::from(f32::MIN_POSITIVE)).then_some(norm)
 }
 
 /// Section `[encoder]` of the configuration; the comments of `config/default.toml` are the reference.
@@ -80,9 +96,10 @@ pub struct EncoderConfig {
     pub library: PathBuf,
     /// Execution providers in order of preference: "cuda", "tensorrt", "cpu".
     pub providers: Vec<String>,
-    /// True: the start fails unless the first provider of the list serves. False: falls back along the list, and says so.
+    /// True: the start fails unless the first provider of the list serves. False: falls back along the list, and says so
+    /// in the log and in the metric `model_info`.
     pub require: bool,
-    /// Worker threads, each with a session of its own. 0: as many as there are cores on CPU, one on a GPU.
+    /// Worker threads, each with a session of its own, which holds the weights once more. 0: two on CPU (one on a single core), one on a GPU.
     pub workers: usize,
     /// Threads inside ONNX Runtime for each worker. 0: cores divided by workers.
     pub threads: usize,
@@ -95,11 +112,14 @@ pub struct EncoderConfig {
     pub max_batch_wait: Duration,
     /// Items that may wait for each tower; beyond this, callers wait.
     pub queue_items: usize,
+    /// Where TensorRT keeps the engines that it builds.
+    pub tensorrt_cache: PathBuf,
 }
 
 impl EncoderConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.providers.is_empty(), "encoder.providers is empty; name at least \"cpu\"");
+        self.providers.iter().try_for_each(|name| onnx::provider::Provider::parse(name).map(|_| ()))?;
         anyhow::ensure!(
             self.max_batch_images > 0 && self.max_batch_texts > 0 && self.queue_items > 0,
             "encoder.max_batch_images, max_batch_texts and queue_items must be at least 1"

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::encode::batcher::{Batch, Batcher};
-use crate::encode::{Encode, EncoderConfig, PreparedImage, PreparedText, Tower, normalise};
+use crate::encode::split::{Encoded, encode_each};
+use crate::encode::{Encode, EncoderConfig, KnownGood, PreparedImage, PreparedText, Tower, normalise};
 use crate::error::{Fault, Outage, Reason};
 use crate::metrics::Metrics;
 
@@ -47,6 +48,7 @@ struct Shared {
     image_room: Arc<Semaphore>,
     text_room: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    known_good: KnownGood,
     provider: String,
     workers: usize,
     busy_nanoseconds: AtomicU64,
@@ -97,13 +99,15 @@ pub struct EncoderHandle {
 }
 
 impl EncoderHandle {
-    /// Starts one thread for each encoder. `provider` is the label of `encode_seconds`.
+    /// Starts one thread for each encoder. `provider` is the label of `encode_seconds`; where `known_good` fails, the
+    /// encoder is out of order, and no item is to blame.
     ///
     /// # Errors
     /// The operating system gives no thread.
     pub fn start(
         encoders: Vec<Box<dyn Encode>>,
         config: &EncoderConfig,
+        known_good: KnownGood,
         provider: &str,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
@@ -119,6 +123,7 @@ impl EncoderHandle {
             image_room: Arc::new(Semaphore::new(config.queue_items)),
             text_room: Arc::new(Semaphore::new(config.queue_items)),
             metrics,
+            known_good,
             provider: provider.to_owned(),
             workers: encoders.len(),
             busy_nanoseconds: AtomicU64::new(0),
@@ -134,7 +139,8 @@ impl EncoderHandle {
     /// The L2-normalised vector of a picture. The feed waits for room in the queue.
     ///
     /// # Errors
-    /// [`Fault::Reject`] where this very item has no finite vector, [`Fault::Retry`] where the encoder is gone.
+    /// [`Fault::Reject`] where this very item has no finite vector, [`Fault::Retry`] where the encoder is gone or out of
+    /// order.
     pub async fn image(&self, image: PreparedImage, priority: Priority) -> Result<Vec<f32>, Fault> {
         unit(self.image_features(image, priority).await?)
     }
@@ -152,7 +158,7 @@ impl EncoderHandle {
     /// # Errors
     /// As [`Self::image`], but zeros are features too, and a value may be infinite or not a number.
     pub async fn image_features(&self, image: PreparedImage, priority: Priority) -> Result<Vec<f32>, Fault> {
-        self.submit(image, priority, &self.shared.0.image_room, |queues| &mut queues.images).await
+        self.submit(image, 0, priority, &self.shared.0.image_room, |queues| &mut queues.images).await
     }
 
     /// A text's features as the graph gives them, not normalised.
@@ -160,12 +166,14 @@ impl EncoderHandle {
     /// # Errors
     /// As [`Self::image_features`].
     pub async fn text_features(&self, text: PreparedText, priority: Priority) -> Result<Vec<f32>, Fault> {
-        self.submit(text, priority, &self.shared.0.text_room, |queues| &mut queues.texts).await
+        let length = text.ids.len();
+        self.submit(text, length, priority, &self.shared.0.text_room, |queues| &mut queues.texts).await
     }
 
     async fn submit<T>(
         &self,
         input: T,
+        length: usize,
         priority: Priority,
         room: &Arc<Semaphore>,
         queue: impl FnOnce(&mut Queues) -> &mut Batcher<Item<T>>,
@@ -180,7 +188,7 @@ impl EncoderHandle {
             if queues.closed {
                 return Err(gone());
             }
-            queue(&mut queues).push(Item { input, reply, _room: room }, priority, Instant::now());
+            queue(&mut queues).push(Item { input, reply, _room: room }, length, priority, Instant::now());
         }
         self.shared.0.arrived.notify_one();
         answer.await.unwrap_or_else(|_| Err(gone()))
@@ -207,12 +215,12 @@ fn work(shared: &Shared, mut encoder: Box<dyn Encode>) {
         match due {
             Due::Images(batch) => {
                 observe(shared, Tower::Image, &batch);
-                reply(batch, &mut |inputs| encoder.images(inputs));
+                reply(batch, &shared.known_good.image, &mut |inputs| encoder.images(inputs));
                 observe_run(shared, Tower::Image, started);
             }
             Due::Texts(batch) => {
                 observe(shared, Tower::Text, &batch);
-                reply(batch, &mut |inputs| encoder.texts(inputs));
+                reply(batch, &shared.known_good.text, &mut |inputs| encoder.texts(inputs));
                 observe_run(shared, Tower::Text, started);
             }
         }
@@ -278,33 +286,14 @@ fn observe_run(shared: &Shared, tower: Tower, started: Instant) {
     shared.metrics.encode_seconds.with_label_values(&labels).observe(elapsed.as_secs_f64());
 }
 
-type Encoded = Result<Vec<Vec<f32>>, Fault>;
-
-fn reply<T>(batch: Batch<Item<T>>, encode: &mut dyn FnMut(&[T]) -> Encoded) {
+fn reply<T>(batch: Batch<Item<T>>, known_good: &T, encode: &mut dyn FnMut(&[T]) -> Encoded) {
     // A caller that gave up (a search past its time) is not worth encoding for.
     let waiting = batch.items.into_iter().filter(|item| !item.reply.is_closed());
     let (inputs, replies): (Vec<_>, Vec<_>) = waiting.map(|item| (item.input, (item.reply, item._room))).unzip();
-    let mut answers = Vec::with_capacity(inputs.len());
-    encode_split(&inputs, encode, &mut answers);
+    let answers = encode_each(&inputs, known_good, encode);
     for ((reply, _room), answer) in replies.into_iter().zip(answers) {
         // A closed reply: the caller gave up meanwhile.
         let _ = reply.send(answer);
-    }
-}
-
-/// Encodes a batch; one that fails is halved until the item at fault stands alone, and the others go on.
-fn encode_split<T>(inputs: &[T], encode: &mut dyn FnMut(&[T]) -> Encoded, answers: &mut Vec<Result<Vec<f32>, Fault>>) {
-    if inputs.is_empty() {
-        return;
-    }
-    match encode(inputs) {
-        Ok(rows) => answers.extend(rows.into_iter().map(Ok)),
-        Err(Fault::Reject { .. }) if inputs.len() > 1 => {
-            let (left, right) = inputs.split_at(inputs.len() / 2);
-            encode_split(left, encode, answers);
-            encode_split(right, encode, answers);
-        }
-        Err(fault) => answers.extend(inputs.iter().map(|_| Err(fault.clone()))),
     }
 }
 
@@ -332,7 +321,8 @@ mod tests {
         let mut config = crate::config::Config::load(&[], &Default::default()).expect("defaults load").encoder;
         config.max_batch_texts = max_batch;
         let metrics = Arc::new(Metrics::new());
-        let handle = EncoderHandle::start(vec![Box::new(TestEncoder)], &config, "test", metrics.clone());
+        let known_good = KnownGood { image: PreparedImage { rgb: vec![1] }, text: text(1) };
+        let handle = EncoderHandle::start(vec![Box::new(TestEncoder)], &config, known_good, "test", metrics.clone());
         (handle.expect("starts"), metrics)
     }
 
@@ -372,11 +362,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_panic_is_the_items_fault_and_the_worker_lives_on() {
+        let (handle, _) = start(1);
+        let answer = handle.image(PreparedImage { rgb: vec![] }, Priority::Query).await;
+        assert!(matches!(answer, Err(Fault::Reject { reason: Reason::EncodeFailed, .. })), "{answer:?}");
+        handle.text(text(1), Priority::Feed).await.expect("the next item is encoded");
+    }
+
+    #[tokio::test]
     async fn callers_learn_that_a_worker_died() {
         let (handle, _) = start(1);
-        let image = PreparedImage { rgb: vec![] };
-        let answer = handle.image(image, Priority::Query).await;
-        assert!(matches!(answer, Err(Fault::Retry { outage: Outage::Encoder, .. })));
+        let shared = handle.shared.0.clone();
+        // What a worker's thread drops when it dies.
+        drop(WorkerGuard(shared));
         let later = handle.text(text(1), Priority::Feed).await;
         assert!(matches!(later, Err(Fault::Retry { outage: Outage::Encoder, .. })), "the queue is closed");
     }

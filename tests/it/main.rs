@@ -5,6 +5,8 @@
 mod binary;
 mod captions;
 mod demo;
+mod encoder_graphs;
+mod encoder_providers;
 mod evaluation;
 mod images;
 mod ingest_faults;

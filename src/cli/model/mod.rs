@@ -1,5 +1,6 @@
 //! `feedlens model`.
 
+mod check;
 mod tokenize;
 
 use anyhow::Result;
@@ -8,9 +9,10 @@ use toml::Value;
 
 use crate::config::Config;
 
-/// Look into a model bundle
+/// Look into a model bundle: what it is, what it makes of inputs, and whether it computes what it promises
 #[derive(Subcommand)]
 pub enum Command {
+    Check(check::Arguments),
     Tokenize(tokenize::Arguments),
 }
 
@@ -19,6 +21,7 @@ impl Command {
     pub fn presets(&self) -> Vec<(String, Value)> {
         match self {
             Command::Tokenize(arguments) => arguments.presets(),
+            Command::Check(arguments) => arguments.presets(),
         }
     }
 
@@ -26,6 +29,7 @@ impl Command {
     pub async fn run(self, config: Config) -> Result<()> {
         match self {
             Command::Tokenize(arguments) => arguments.run(config).await,
+            Command::Check(arguments) => arguments.run(config).await,
         }
     }
 }
