@@ -76,28 +76,20 @@ def check_texts(model, folder, tolerance):
 
 
 def write_golden(folder, images, texts, tolerance):
-    """Inputs with PyTorch's vectors, by cn_clip's own tokenizer and transform."""
-    def rounded(row):
-        return [round(float(value), 6) for value in row]
+    """Files and texts with PyTorch's vectors, by cn_clip's own transform and tokenizer."""
+    def items(key, features):
+        return [{key: item, "vector": [round(float(value), 6) for value in unit(row)]} for item, row in features.items()]
 
-    (folder / "golden").mkdir()
-    for file in GOLDEN_IMAGES:
-        shutil.copyfile(file, folder / "golden" / file.name)
-    golden = {
-        "texts": [{"text": text, "vector": rounded(row)} for text, row in zip(GOLDEN_TEXTS, unit(texts))],
-        "images": [{"file": f"golden/{file.name}", "vector": rounded(row)}
-                   for file, row in zip(GOLDEN_IMAGES, unit(images))],
-        "tolerance": tolerance[0],
-    }
+    golden = {"texts": items("text", texts), "images": items("file", images), "tolerance": tolerance}
     (folder / "golden.json").write_text(json.dumps(golden, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def write_toml(folder, ident, model, dimension, precision):
+def write_toml(folder, ident, model, vocab_size, precision):
     lines = [
-        f'id = "{ident}"', 'family = "chinese-clip"', f"dimension = {dimension}",
+        f'id = "{ident}"', 'family = "chinese-clip"', f"dimension = {model.text_projection.shape[1]}",
         f"resolution = {model.visual.input_resolution}", f"mean = {MEAN}", f"std = {STD}",
-        f"context_length = {CONTEXT_LENGTH}", f"logit_scale = {model.logit_scale.exp().item():.4f}",
-        'resize = "bicubic"', f'precision = "{precision}"',
+        f"context_length = {CONTEXT_LENGTH}", f"vocab_size = {vocab_size}",
+        f"logit_scale = {model.logit_scale.exp().item():.4f}", 'resize = "bicubic"', f'precision = "{precision}"',
     ]
     for tower, (name_in, name_out) in graphs.NAMES.items():
         lines += ["", f"[{tower}]", f'file = "{tower}.onnx"', f'input = "{name_in}"', f'output = "{name_out}"']
@@ -117,9 +109,13 @@ def export(arguments, out, partial):
         graphs.write_tower(model, tower, precision, partial)
     images, texts = check_images(model, partial, tolerance), check_texts(model, partial, tolerance)
     shutil.copyfile(reference.VOCABULARY, partial / "vocab.txt")
-    write_golden(partial, images, texts, tolerance)
+    (partial / "golden").mkdir()
+    for file in GOLDEN_IMAGES:
+        shutil.copyfile(file, partial / "golden" / file.name)
+    files = [f"golden/{file.name}" for file in GOLDEN_IMAGES]
+    write_golden(partial, dict(zip(files, images)), dict(zip(GOLDEN_TEXTS, texts)), tolerance[0])
     ident = f"chinese-clip-{arch.lower()}-{source}-{precision}"
-    write_toml(partial, ident, model, images.shape[1], precision)
+    write_toml(partial, ident, model, reference.configuration(arch)["vocab_size"], precision)
     # An empty folder may be in the way; a full one was refused at the start.
     os.replace(partial, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

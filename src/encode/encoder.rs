@@ -60,8 +60,9 @@ impl Encoder {
     }
 
     fn load(model: &ModelConfig, config: &EncoderConfig, metrics: &Arc<Metrics>, loading: Loading) -> Result<Self> {
-        let bundle = Bundle::load(&model.dir)?;
-        let tokenizer = Arc::new(Tokenizer::load(&bundle.path("vocab.txt"), bundle.context_length)?);
+        let mut bundle = Bundle::load(&model.dir)?;
+        let tokenizer = Arc::new(bundle.load_tokenizer()?);
+        bundle.text.pad = tokenizer.padding_id();
         let known_good = known_good(&bundle, &tokenizer)?;
         let onnx = OnnxModel::load(bundle, config, loading)?;
         let (workers, threads) = onnx.parallelism();
@@ -80,7 +81,7 @@ impl Encoder {
         let dimension = bundle.dimension.to_string();
         let fallback_from = onnx.refused().iter().map(|(provider, _)| provider.as_str()).collect::<Vec<_>>().join(",");
         metrics.model_info.with_label_values(&[bundle.id.as_str(), &dimension, provider, &fallback_from]).set(1.0);
-        if !has_golden(bundle) {
+        if !bundle.has_golden() {
             tracing::warn!(
                 model = bundle.id,
                 "the bundle has no golden vectors: nothing says whether its vectors are right"
@@ -114,7 +115,7 @@ impl Encoder {
     /// # Errors
     /// An input cannot be read or encoded.
     pub async fn compare_golden(&self) -> Result<Option<(Vec<Agreement>, f32)>> {
-        if !has_golden(&self.bundle) {
+        if !self.bundle.has_golden() {
             return Ok(None);
         }
         let golden = self.bundle.golden()?;
@@ -143,10 +144,6 @@ impl Agreement {
         let norms = norm(vector).unwrap_or(1.0) * norm(golden).unwrap_or(1.0);
         Self { item, difference, cosine: (product / norms) as f32 }
     }
-}
-
-fn has_golden(bundle: &Bundle) -> bool {
-    bundle.path("golden.json").is_file()
 }
 
 /// A grey picture, and a text that fills the context: what fits in memory after them fits always.

@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// One clear sentence, the right exit code, nothing on stdout, within 10 s.
-fn refuses(arguments: &[&str], code: i32, says: &[&str]) {
+pub fn refuses(arguments: &[&str], code: i32, says: &[&str]) {
     let (output, elapsed) = run(arguments);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");

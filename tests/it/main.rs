@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod binary;
+mod bundles;
 mod captions;
 mod demo;
 mod encoder_graphs;
@@ -18,6 +19,7 @@ mod matching;
 mod memory;
 mod outages;
 mod page;
+mod parity;
 mod picture_memory;
 mod pipeline;
 mod query_support;

@@ -62,7 +62,7 @@ def to_onnx(model, tower, path):
         module, example, axes = ImageTower(model), torch.zeros(2, 3, resolution, resolution), {0: "batch"}
     else:
         module, axes = TextTower(model), {0: "batch", 1: "length"}
-        example = torch.tensor([[101, 5, 6, 102], [101, 7, 102, 0]])
+        example = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
     name_in, name_out = NAMES[tower]
     # The exporter gives a module its mode back afterwards: a new wrapper's is training, for the model inside as well.
     module.eval()
@@ -75,12 +75,12 @@ def to_onnx(model, tower, path):
 
 def to_half(graph):
     """Weights and arithmetic in fp16; inputs and outputs stay fp32. The text mask's -10000 is within fp16's range."""
-    large = graph.ByteSize() > MAX_INLINE_BYTES
-    return convert_float_to_float16(graph, keep_io_types=True, disable_shape_infer=large)
+    return convert_float_to_float16(graph, keep_io_types=True, disable_shape_infer=too_large(graph))
 
 
 def to_int8(graph, scratch):
-    """Weights of matrix products as int8, one scale for each output channel; activations are quantised as they come.
+    """Weights of matrix products as int8, one scale for each output channel; activations are quantised as they come, by the
+    extremes of the whole batch: a vector depends a little on the items that are encoded with it.
 
     Convolutions stay fp32: quantised ones are slower on CPUs. `reduce_range` (7 bits) because processors with AVX2 but
     without VNNI add pairs of 8-bit products in 16 bits, which saturates.
@@ -90,22 +90,29 @@ def to_int8(graph, scratch):
     wrapped = ONNXModel(graph)
     wrapped.replace_gemm_with_matmul()
     save(wrapped.model, scratch / "fp32.onnx")
-    large = wrapped.model.ByteSize() > MAX_INLINE_BYTES
     # It advises a preparation that only matters for static quantisation.
     logging.disable(logging.WARNING)
     quantize_dynamic(scratch / "fp32.onnx", scratch / "int8.onnx", op_types_to_quantize=["MatMul"], per_channel=True,
-                     reduce_range=True, weight_type=QuantType.QInt8, use_external_data_format=large,
+                     reduce_range=True, weight_type=QuantType.QInt8, use_external_data_format=too_large(wrapped.model),
                      extra_options={"MatMulConstBOnly": True})
     quantised = onnx.load(scratch / "int8.onnx")
     remove_all(scratch)
     return quantised
 
 
+def too_large(graph):
+    """Whether the weights alone would not fit into one file; protobuf's own ByteSize fails beyond 2 GiB."""
+    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_INLINE_BYTES
+
+
 def save(graph, path):
-    if graph.ByteSize() <= MAX_INLINE_BYTES:
+    if not too_large(graph):
         onnx.save(graph, path)
     else:
-        onnx.save(graph, path, save_as_external_data=True, all_tensors_to_one_file=True, location=path.name + ".data")
+        weights = path.name + ".data"
+        onnx.save(graph, path, save_as_external_data=True, all_tensors_to_one_file=True, location=weights)
+        # onnx makes it readable to its owner alone, unlike the graph.
+        path.with_name(weights).chmod(path.stat().st_mode)
 
 
 def remove_all(folder):

@@ -62,11 +62,11 @@ def read_state(path):
     try:
         # The format before PyTorch 1.6 is no zip file, and cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise WrongInput(f"there is no file {path}") from error
+    except OSError as error:
+        raise WrongInput(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise WrongInput(f"{path} cannot be read as a PyTorch checkpoint: {reason}") from error
+        # PyTorch's own text advises to load what may run code.
+        raise WrongInput(f"{path} is no PyTorch checkpoint, is damaged, or holds more than tensors") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WrongInput(f"{path} holds no state_dict; give the .pt file that cn_clip published or saved")

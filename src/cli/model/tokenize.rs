@@ -58,7 +58,7 @@ impl Arguments {
 
 fn answer_all(config: &Config) -> Result<()> {
     let bundle = Bundle::load(&config.model.dir)?;
-    let tokenizer = Tokenizer::load(&bundle.path("vocab.txt"), bundle.context_length)?;
+    let tokenizer = bundle.load_tokenizer()?;
     let mut input = BufReader::with_capacity(BUFFER_BYTES, io::stdin().lock());
     let mut answers = Answers::new();
     while let Some(line) = lines::next_line(&mut input).context("cannot read stdin")? {

@@ -210,9 +210,10 @@ fn check_input(port: &Port, tower: Tower, bundle: &Bundle) -> Result<()> {
             );
             ensure!(
                 port.dimensions[2].allows(side) && port.dimensions[3].allows(side),
-                "input {name:?} takes pictures of {} x {} pixels, model.toml says resolution = {side}",
+                "input {name:?} takes pictures of {} x {} pixels, {} says resolution = {side}",
                 port.dimensions[2],
-                port.dimensions[3]
+                port.dimensions[3],
+                bundle.layout.described_in()
             );
         }
         Tower::Text => {
@@ -223,7 +224,8 @@ fn check_input(port: &Port, tower: Tower, bundle: &Bundle) -> Result<()> {
             let length = port.dimensions[1].fixed().unwrap_or(bundle.context_length);
             ensure!(
                 length >= bundle.context_length,
-                "input {name:?} takes {length} tokens, model.toml says context_length = {}",
+                "input {name:?} takes {length} tokens, {} says context_length = {}",
+                bundle.layout.described_in(),
                 bundle.context_length
             );
         }
@@ -240,8 +242,9 @@ fn check_output(port: &Port, bundle: &Bundle) -> Result<()> {
     );
     ensure!(
         port.dimensions[1].allows(bundle.dimension),
-        "output {name:?} has {} values a row, model.toml says dimension = {}",
+        "output {name:?} has {} values a row, {} says dimension = {}",
         port.dimensions[1],
+        bundle.layout.described_in(),
         bundle.dimension
     );
     Ok(())

@@ -206,8 +206,9 @@ impl OnnxModel {
     }
 
     fn plan(&self, signature: &Signature, tower: Tower) -> Result<Plan> {
-        plan(signature, tower, &self.bundle)
-            .with_context(|| format!("{} does not fit model.toml", self.file(tower).display()))
+        plan(signature, tower, &self.bundle).with_context(|| {
+            format!("{} does not fit {}", self.file(tower).display(), self.bundle.layout.described_in())
+        })
     }
 
     fn session(&self, tower: Tower, max_batch: usize) -> Result<Session> {
