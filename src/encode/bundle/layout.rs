@@ -27,7 +27,7 @@ use crate::image::resize::ConvertRgb;
 const LOGIT_SCALE: f32 = 100.0;
 /// Of OpenAI's CLIP; Chinese-CLIP's too.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// Integer inputs of text towers that are not token ids.
 const NO_TOKENS: [&str; 3] = ["attention_mask", "token_type_ids", "position_ids"];
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::samples::Sample;
+use super::samples::{Pass, Sample};
 use super::windows::Windows;
 
 /// A size or a position: horizontal, vertical.
@@ -72,7 +72,7 @@ fn is_vertical_first(from: Pair, to: Pair) -> bool {
 }
 
 /// The horizontal pass of one row (padded) into the columns that are wanted.
-fn across<S: Sample, const LANES: usize>(from: usize, frame: &Frame) -> Box<dyn Fn(&[S], &mut [S])> {
+fn across<S: Sample, const LANES: usize>(from: usize, frame: &Frame) -> Pass<S> {
     let columns = frame.columns();
     if from == frame.size.0 {
         return Box::new(move |source, out| out.copy_from_slice(&source[columns.start * LANES..columns.end * LANES]));

@@ -9,6 +9,9 @@ use super::windows::Windows;
 /// Fixed-point bits of an 8-bit sample's weight: 32, less 8 for the sample, less 2 for what overshoots.
 pub(super) const PRECISION: u32 = 22;
 
+/// One pass over a row: source samples in, resampled ones out.
+pub(super) type Pass<S> = Box<dyn Fn(&[S], &mut [S])>;
+
 /// A channel's value in one pixel.
 pub(super) trait Sample: Copy + Default + 'static {
     /// A weight, and a sum of weighted samples.
@@ -24,7 +27,7 @@ pub(super) trait Sample: Copy + Default + 'static {
     fn finish(sum: Self::Sum) -> Self;
 
     /// The horizontal pass of one padded row of `LANES` samples a pixel.
-    fn across<const LANES: usize>(windows: Windows<Self::Sum>) -> Box<dyn Fn(&[Self], &mut [Self])> {
+    fn across<const LANES: usize>(windows: Windows<Self::Sum>) -> Pass<Self> {
         Box::new(move |source, out| across_row::<Self, LANES>(&windows, source, out))
     }
 
@@ -58,7 +61,7 @@ impl Sample for u8 {
         (sum >> PRECISION).clamp(0, 255) as u8
     }
 
-    fn across<const LANES: usize>(windows: Windows<i32>) -> Box<dyn Fn(&[u8], &mut [u8])> {
+    fn across<const LANES: usize>(windows: Windows<i32>) -> Pass<u8> {
         #[cfg(target_arch = "x86_64")]
         if has_avx2() {
             if LANES >= 3 {
