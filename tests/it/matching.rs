@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::binary::{feedlens, root};
 
@@ -223,6 +224,28 @@ fn killed_run_goes_on_where_it_was_and_gives_the_same_result() {
 fn resumed(log: &str) -> Option<u64> {
     let line = log.lines().find(|line| line.contains("going on with"))?;
     serde_json::from_str::<Value>(line).expect("a line of JSON")["vectors"].as_u64()
+}
+
+/// What the work file has is not encoded again: with a vector for it there, even bytes that are no picture pass.
+#[test]
+fn vectors_of_the_work_file_are_used() {
+    let study = Study::new(40);
+    let arguments = study.texts_among_pictures();
+    succeeds(&arguments, &["--keep-work"]);
+    let before = study.result();
+    let work = study.path("result.csv.work");
+    let mut bytes = std::fs::read(&work).expect("reads");
+    // Forty texts, then the pictures by name, each with key, vector and checksum.
+    let row_bytes = 32 + 4 * 128 + 4;
+    let start = bytes.len() - 40 * row_bytes;
+    let (content, checksum) = bytes[start..start + row_bytes].split_at_mut(row_bytes - 4);
+    content[..32].copy_from_slice(&Sha256::digest("image\0no picture"));
+    checksum.copy_from_slice(&crc32fast::hash(content).to_le_bytes());
+    std::fs::write(&work, bytes).expect("writes");
+    let first = study.names.iter().min().expect("there are pictures");
+    std::fs::write(study.path("images").join(first), "no picture").expect("writes");
+    succeeds(&arguments, &[]);
+    assert_eq!(study.result(), before);
 }
 
 #[test]
