@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use feedlens::config::Config;
-use feedlens::encode::bundle::{Bundle, Layout, ModelConfig};
+use feedlens::encode::bundle::{Bundle, Layout, ModelConfig, Resize};
 use feedlens::encode::encoder::Encoder;
 use feedlens::encode::worker::Priority;
 use feedlens::image::decode::{DecodeOptions, decode};
+use feedlens::image::resize::ConvertRgb;
 use feedlens::metrics::Metrics;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -112,6 +113,12 @@ fn layouts_are_recognised() {
     assert_eq!(of("immich").layout, Layout::Immich);
     assert_eq!(of("open_clip").layout, Layout::OpenClip);
     assert_eq!(of("cn_clip_fp16").precision, "fp16");
+    // The rules that its makers follow, which a picture of the model's own size does not show.
+    let rules = |name| (of(name).resize, of(name).convert_rgb);
+    assert_eq!(rules("cn_clip_fp32"), (Resize::Bicubic, ConvertRgb::After));
+    assert_eq!(rules("hugging_face"), (Resize::Bicubic, ConvertRgb::Before));
+    assert_eq!(rules("immich"), (Resize::BicubicCrop, ConvertRgb::Before));
+    assert_eq!(rules("open_clip"), (Resize::BicubicCrop, ConvertRgb::After));
     assert!(of("feedlens").has_golden() && !of("immich").has_golden());
 }
 

@@ -191,8 +191,8 @@ impl Description {
         let missing = |what: &str| format!("{} does not say its {what}: write a model.toml", image_file.display());
         let shortest = fixed(&tokens, 1).unwrap_or(usize::MAX);
         tracing::info!(
-            "{}: {}. It holds no golden vectors, so what it gives is not checked; nor the trained logit_scale, so \
-             {LOGIT_SCALE} is taken, which changes probabilities and never ranks",
+            "{}: {}. It does not hold the trained logit_scale, so {LOGIT_SCALE} is taken: this changes probabilities, \
+             never ranks",
             dir.display(),
             self.layout.name()
         );

@@ -18,7 +18,7 @@ use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use crate::encode::bundle::Bundle;
+use crate::encode::bundle::{Bundle, Family};
 use crate::encode::onnx::binding::Bindings;
 use crate::encode::onnx::graph::{Plan, Signature, plan};
 use crate::encode::onnx::provider::{Engines, Provider, brief};
@@ -116,10 +116,13 @@ impl OnnxModel {
         for tower in [image.plan(), text.plan()] {
             let file = self.file(tower.tower);
             if let Some(batch) = tower.batch {
+                let way_out = match self.bundle.family {
+                    Family::ChineseClip => "export the checkpoint with tools/export_chinese_clip.py",
+                    Family::Clip => "export it with a dynamic batch",
+                };
                 tracing::warn!(
                     batch,
-                    "{} has a fixed batch: its items are encoded {batch} at a time. For batches, export the checkpoint \
-                     with tools/export_chinese_clip.py",
+                    "{} has a fixed batch: its items are encoded {batch} at a time. For batches, {way_out}",
                     file.display()
                 );
             }
