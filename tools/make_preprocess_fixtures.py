@@ -8,7 +8,8 @@ For a picture NAME (such as rgb-40x26.png) the file NAME.SIDE.RULE.rgb holds sid
     before    RGB, then Resize(SIDE, BICUBIC) and CenterCrop(SIDE)
     upright   ImageOps.exif_transpose, then as squeeze
 
-It is empty where Pillow refuses the picture. normalise.f32 holds 256 x 3 values as ToTensor and Normalize compute them,
+It is empty where Pillow refuses the picture. jpeg-420-45x43.npy is the tensor that cn_clip's whole transform gives for a
+resolution of 72. normalise.f32 holds 256 x 3 values as ToTensor and Normalize compute them,
 planar, float32 little-endian.
 
 Needs: pip install pillow numpy torchvision (made with Pillow 13.0.0, numpy 2.4.6, torchvision 0.29.2). The order of the
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from picture_files import write_bmp, write_png
 from PIL import Image, ImageOps
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -309,6 +310,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, (kind, width, height, side) in enumerate(FIXED):
         write(folder, f"{kind}-{width}x{height}.{kind.split('-')[0]}", kind, width, height, side, index)
+    # The whole transform of cn_clip, for the small model's resolution.
+    whole = Compose([Resize((72, 72), BICUBIC), lambda image: image.convert("RGB"), ToTensor(), Normalize(MEAN, STD)])
+    np.save(folder / "jpeg-420-45x43.npy", whole(Image.open(folder / "jpeg-420-45x43.jpeg")).numpy())
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     normalised = [(values - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD)]
     (folder / "normalise.f32").write_bytes(np.concatenate(normalised).astype("<f4").tobytes())

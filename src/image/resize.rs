@@ -2,7 +2,10 @@
 //! after the other, rounded to 8 bits between the passes, coefficients in 22-bit fixed point. A vector of Chinese-CLIP's
 //! own pipeline is only met with the very same pixels.
 
+#[cfg(target_arch = "x86_64")]
+mod octets;
 mod passes;
+#[cfg(target_arch = "x86_64")]
 mod quads;
 mod samples;
 mod windows;
@@ -59,9 +62,9 @@ pub fn resize_rgb(picture: &Picture, frame: &Frame, convert: ConvertRgb) -> Vec<
     let gray = |levels: Vec<u8>| levels.into_iter().flat_map(|level| [level; 3]).collect();
     let one = |map: fn([u8; 2]) -> u8| gray(blend::<1, 2>(picture, frame, move |pixel| [map(pixel)]));
     match (picture.layout(), convert) {
-        (Layout::Rgb, _) | (Layout::Indexed, ConvertRgb::Before) => blend::<3, 3>(picture, frame, |pixel| pixel),
+        (Layout::Rgb, _) | (Layout::Indexed, ConvertRgb::Before) => as_it_is::<3>(picture, frame),
         (Layout::Indexed, ConvertRgb::After) => nearest(picture, frame),
-        (Layout::Gray, _) => gray(blend::<1, 1>(picture, frame, |pixel| pixel)),
+        (Layout::Gray, _) => gray(as_it_is::<1>(picture, frame)),
         (Layout::GrayAlpha, _) if drops_alpha => one(|[level, _]| level),
         (Layout::GrayAlpha, _) => {
             let pixels = blend::<2, 2>(picture, frame, premultiply);
@@ -74,7 +77,7 @@ pub fn resize_rgb(picture: &Picture, frame: &Frame, convert: ConvertRgb) -> Vec<
             to_rgb(&blend::<4, 4>(picture, frame, premultiply), straight)
         }
         (Layout::Cmyk, ConvertRgb::Before) => blend::<3, 4>(picture, frame, inks_to_rgb),
-        (Layout::Cmyk, ConvertRgb::After) => to_rgb(&blend::<4, 4>(picture, frame, |pixel| pixel), inks_to_rgb),
+        (Layout::Cmyk, ConvertRgb::After) => to_rgb(&as_it_is::<4>(picture, frame), inks_to_rgb),
         (Layout::Gray16, ConvertRgb::Before) => one(|sample| saturate(u16::from_ne_bytes(sample))),
         (Layout::Gray16, ConvertRgb::After) => {
             let samples = resample::<u16, 1>(picture.size(), frame, |row, out| {
@@ -83,6 +86,11 @@ pub fn resize_rgb(picture: &Picture, frame: &Frame, convert: ConvertRgb) -> Vec<
             gray(samples.into_iter().map(saturate).collect())
         }
     }
+}
+
+/// Resizes the pixels that are there.
+fn as_it_is<const LANES: usize>(picture: &Picture, frame: &Frame) -> Vec<u8> {
+    resample::<u8, LANES>(picture.size(), frame, |row, out| out.copy_from_slice(picture.row::<LANES>(row)))
 }
 
 /// Resizes what `map` makes of each pixel.

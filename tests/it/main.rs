@@ -22,6 +22,7 @@ mod page;
 mod parity;
 mod picture_memory;
 mod pipeline;
+mod preprocess;
 mod query_support;
 mod real_kafka;
 mod running;

@@ -1,6 +1,7 @@
 //! `feedlens model`.
 
 mod check;
+mod preprocess;
 mod tokenize;
 
 use anyhow::Result;
@@ -14,6 +15,7 @@ use crate::config::Config;
 pub enum Command {
     Check(check::Arguments),
     Tokenize(tokenize::Arguments),
+    Preprocess(preprocess::Arguments),
 }
 
 impl Command {
@@ -21,6 +23,7 @@ impl Command {
     pub fn presets(&self) -> Vec<(String, Value)> {
         match self {
             Command::Tokenize(arguments) => arguments.presets(),
+            Command::Preprocess(arguments) => arguments.presets(),
             Command::Check(arguments) => arguments.presets(),
         }
     }
@@ -29,6 +32,7 @@ impl Command {
     pub async fn run(self, config: Config) -> Result<()> {
         match self {
             Command::Tokenize(arguments) => arguments.run(config).await,
+            Command::Preprocess(arguments) => arguments.run(config).await,
             Command::Check(arguments) => arguments.run(config).await,
         }
     }

@@ -4,11 +4,9 @@
 //! high x 4096 + low. Both halves are summed apart and put together at the end. Sums wrap, so the order is free, and the
 //! whole sum fits 32 bits; the result is the same to the bit as Pillow's.
 
-#![cfg(target_arch = "x86_64")]
-
 use std::arch::x86_64::{
-    _mm_cvtsi128_si32, _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_unpacklo_epi64, _mm256_add_epi32,
-    _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_hadd_epi32,
+    __m256i, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_packs_epi32, _mm_packus_epi16, _mm_unpacklo_epi64,
+    _mm256_add_epi32, _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_hadd_epi32,
     _mm256_madd_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi8, _mm256_setzero_si256,
     _mm256_shuffle_epi8, _mm256_slli_epi32, _mm256_srai_epi32,
 };
@@ -68,27 +66,35 @@ impl<const LANES: usize> Quads<LANES> {
             at(0, other), -1, at(1, other), -1, at(2, other), -1, at(3, other), -1,
         );
         let mut rest = self.quads.as_slice();
-        for (out, &(start, count)) in out.chunks_exact_mut(LANES).zip(&self.spans) {
+        let out = out.as_chunks_mut::<LANES>().0;
+        for index in 0..self.spans.len() {
+            let (start, count) = self.spans[index];
             let (quads, others) = rest.split_at(count);
             rest = others;
+            let pixels = &source[start..start + (count - 1) * 4 * LANES + LOAD];
             let mut high = _mm256_setzero_si256();
             let mut low = _mm256_setzero_si256();
-            for (four, quad) in source[start..].windows(LOAD).step_by(4 * LANES).zip(quads) {
-                // SAFETY: the slice has the 16 bytes that are loaded.
-                let four = unsafe { _mm_loadu_si128(four.as_ptr().cast()) };
+            for at in 0..count {
+                // SAFETY: the last of `count` loads, 4 pixels apart, ends where the slice ends.
+                let four = unsafe { _mm_loadu_si128(pixels.as_ptr().add(at * 4 * LANES).cast()) };
                 let samples = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), widen);
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quad.high)));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quad.low)));
+                high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quads[at].high)));
+                low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quads[at].low)));
             }
-            let sums = _mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low);
-            // Each channel's sum lies in two neighbours.
-            let sums = _mm256_add_epi32(_mm256_hadd_epi32(sums, sums), _mm256_set1_epi32(u8::START));
-            let values = _mm256_srai_epi32::<{ PRECISION as i32 }>(sums);
-            // Lower half: red, green, red, green; upper: blue, other, blue, other. Packing clips to 0..=255.
-            let pixel = _mm_unpacklo_epi64(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
-            let words = _mm_packs_epi32(pixel, pixel);
-            let bytes = _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes();
-            out.copy_from_slice(&bytes[..LANES]);
+            let bytes = finish_pixel(_mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low));
+            out[index].copy_from_slice(&bytes[..LANES]);
         }
     }
+}
+
+/// The pixel whose channels' sums lie in two neighbours each.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn finish_pixel(sums: __m256i) -> [u8; 4] {
+    let sums = _mm256_add_epi32(_mm256_hadd_epi32(sums, sums), _mm256_set1_epi32(u8::START));
+    let values = _mm256_srai_epi32::<{ PRECISION as i32 }>(sums);
+    // Lower half: red, green, red, green; upper: blue, other, blue, other. Packing clips to 0..=255.
+    let pixel = _mm_unpacklo_epi64(_mm256_castsi256_si128(values), _mm256_extracti128_si256::<1>(values));
+    let words = _mm_packs_epi32(pixel, pixel);
+    _mm_cvtsi128_si32(_mm_packus_epi16(words, words)).to_le_bytes()
 }

@@ -3,6 +3,9 @@
 //! The 8-bit loops are compiled twice, for the baseline of the processor family and, on x86-64, for AVX2, whose
 //! integer multiplication the baseline lacks. The result is the same to the bit.
 
+#[cfg(target_arch = "x86_64")]
+use super::octets::Octets;
+#[cfg(target_arch = "x86_64")]
 use super::quads::Quads;
 use super::windows::Windows;
 
@@ -64,6 +67,11 @@ impl Sample for u8 {
     fn across<const LANES: usize>(windows: Windows<i32>) -> Pass<u8> {
         #[cfg(target_arch = "x86_64")]
         if has_avx2() {
+            if LANES >= 3 && has_byte_vectors() {
+                let octets = Octets::<LANES>::new(&windows);
+                // SAFETY: the processor has these parts of AVX-512.
+                return Box::new(move |source, out| unsafe { octets.across_row(source, out) });
+            }
             if LANES >= 3 {
                 let quads = Quads::<LANES>::new(&windows);
                 // SAFETY: the processor has AVX2.
@@ -117,6 +125,15 @@ impl Sample for u16 {
 #[cfg(target_arch = "x86_64")]
 fn has_avx2() -> bool {
     std::arch::is_x86_feature_detected!("avx2")
+}
+
+/// Bytes in any order, and sums of their products.
+#[cfg(target_arch = "x86_64")]
+fn has_byte_vectors() -> bool {
+    has_avx2()
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512vbmi")
+        && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
 #[inline(always)]
