@@ -2,7 +2,6 @@
 
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -22,7 +21,6 @@ use crate::error::{Fault, Outage, Reason};
 use crate::image::ImagesConfig;
 use crate::image::decode::{DecodeOptions, decode};
 use crate::image::fetch::ImageFetcher;
-use crate::metrics::Metrics;
 use crate::post::ImageSource;
 
 /// Batches' worth of items in flight: one being encoded, one full, and two being prepared.
@@ -65,7 +63,7 @@ impl Arguments {
 
     /// Answers until the input ends.
     pub async fn run(self, config: Config) -> Result<()> {
-        let encoder = start::encoder(&config, &Arc::new(Metrics::new())).await?;
+        let encoder = start::lazy_encoder(&config).await?;
         let in_flight = BATCHES_IN_FLIGHT * config.encoder.max_batch_images.max(config.encoder.max_batch_texts);
         let embedder = Embedder::new(encoder, &config, self.raw)?;
         answer_all(&embedder, in_flight).await

@@ -29,6 +29,14 @@ pub async fn encoder(config: &Config, metrics: &Arc<Metrics>) -> Result<Encoder>
     Ok(encoder)
 }
 
+/// The model of a command that may use one tower alone: each is loaded when it is first used.
+pub async fn lazy_encoder(config: &Config) -> Result<Encoder> {
+    let (model, settings) = (config.model.clone(), config.encoder.clone());
+    tokio::task::spawn_blocking(move || Encoder::start_lazily(&model, &settings, &Arc::new(Metrics::new())))
+        .await
+        .context("loading the model panicked")?
+}
+
 /// Opens the store for the encoder's model.
 pub async fn open_store(config: &Config, encoder: &Encoder, metrics: &Metrics) -> Result<SharedStore> {
     let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };

@@ -63,25 +63,23 @@ impl<const LANES: usize> Octets<LANES> {
         // SAFETY: the array has the 32 bytes that are loaded.
         let order = unsafe { _mm256_loadu_si256(order.as_ptr().cast()) };
         let mut rest = self.octets.as_slice();
-        let out = out.as_chunks_mut::<LANES>().0;
-        for index in 0..self.spans.len() {
-            let (start, count) = self.spans[index];
+        for (out, &(start, count)) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(&self.spans) {
             let (octets, others) = rest.split_at(count);
             rest = others;
             let pixels = &source[start..start + (count - 1) * 8 * LANES + LOAD];
             let (mut low, mut middle, mut high) =
                 (_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256());
-            for at in 0..count {
+            for (at, octet) in octets.iter().enumerate() {
                 // SAFETY: the last of `count` loads, 8 pixels apart, ends where the slice ends.
                 let eight = unsafe { _mm256_loadu_si256(pixels.as_ptr().add(at * 8 * LANES).cast()) };
                 let samples = _mm256_permutexvar_epi8(order, eight);
-                low = _mm256_dpbusd_epi32(low, samples, _mm256_set1_epi64x(octets[at][0]));
-                middle = _mm256_dpbusd_epi32(middle, samples, _mm256_set1_epi64x(octets[at][1]));
-                high = _mm256_dpbusd_epi32(high, samples, _mm256_set1_epi64x(octets[at][2]));
+                low = _mm256_dpbusd_epi32(low, samples, _mm256_set1_epi64x(octet[0]));
+                middle = _mm256_dpbusd_epi32(middle, samples, _mm256_set1_epi64x(octet[1]));
+                high = _mm256_dpbusd_epi32(high, samples, _mm256_set1_epi64x(octet[2]));
             }
             let upper = _mm256_add_epi32(_mm256_slli_epi32::<8>(middle), _mm256_slli_epi32::<16>(high));
             let bytes = finish_pixel(_mm256_add_epi32(low, upper));
-            out[index].copy_from_slice(&bytes[..LANES]);
+            out.copy_from_slice(&bytes[..LANES]);
         }
     }
 }

@@ -66,23 +66,21 @@ impl<const LANES: usize> Quads<LANES> {
             at(0, other), -1, at(1, other), -1, at(2, other), -1, at(3, other), -1,
         );
         let mut rest = self.quads.as_slice();
-        let out = out.as_chunks_mut::<LANES>().0;
-        for index in 0..self.spans.len() {
-            let (start, count) = self.spans[index];
+        for (out, &(start, count)) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(&self.spans) {
             let (quads, others) = rest.split_at(count);
             rest = others;
             let pixels = &source[start..start + (count - 1) * 4 * LANES + LOAD];
             let mut high = _mm256_setzero_si256();
             let mut low = _mm256_setzero_si256();
-            for at in 0..count {
+            for (at, quad) in quads.iter().enumerate() {
                 // SAFETY: the last of `count` loads, 4 pixels apart, ends where the slice ends.
                 let four = unsafe { _mm_loadu_si128(pixels.as_ptr().add(at * 4 * LANES).cast()) };
                 let samples = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four), widen);
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quads[at].high)));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quads[at].low)));
+                high = _mm256_add_epi32(high, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quad.high)));
+                low = _mm256_add_epi32(low, _mm256_madd_epi16(samples, _mm256_set1_epi64x(quad.low)));
             }
             let bytes = finish_pixel(_mm256_add_epi32(_mm256_slli_epi32::<{ LOW_BITS as i32 }>(high), low));
-            out[index].copy_from_slice(&bytes[..LANES]);
+            out.copy_from_slice(&bytes[..LANES]);
         }
     }
 }
