@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+#[cfg(feature = "cuda")]
+use anyhow::Context;
+use anyhow::{Result, anyhow, bail};
 use ort::editor::{Graph, Model, Node, ONNX_DOMAIN, Opset};
 use ort::environment::Environment;
 use ort::ep::ExecutionProviderDispatch;
@@ -163,7 +165,7 @@ impl Engines<'_> {
 
     /// The smallest, the usual and the largest shape of each input with a dynamic dimension, as TensorRT's options have
     /// them: `text:1x8,attention_mask:1x8`. The usual batch is the largest: that is where speed counts.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code))]
     fn profiles(&self, plan: &Plan) -> [String; 3] {
         let (length, side) = self.limits;
         let shapes = Shapes::GPU;
