@@ -193,6 +193,30 @@ fn a_missing_model_is_one_sentence() {
     }
 }
 
+/// The shipped bundle with an edited vocabulary.
+#[test]
+fn a_vocabulary_of_the_wrong_size_is_one_sentence() {
+    let shipped = root().join("models/small");
+    let vocabulary = std::fs::read_to_string(shipped.join("vocab.txt")).expect("reads");
+    let cut = vocabulary.lines().take(20_000).collect::<Vec<_>>().join("\n");
+    for (edited, size) in [(cut, "20000"), (format!("{vocabulary}one more\n"), "21129")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["model.toml", "image.onnx", "text.onnx", "golden.json"] {
+            std::fs::copy(shipped.join(name), folder.path().join(name)).expect("copies");
+        }
+        std::fs::write(folder.path().join("vocab.txt"), edited).expect("writes");
+        for command in [&["model", "tokenize"][..], &["embed"]] {
+            let output = feedlens(command).arg("--model").arg(folder.path()).output().expect("the binary starts");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let last = stderr.lines().last().unwrap_or_default();
+            for part in ["feedlens: ", "vocab.txt", size, "21128"] {
+                assert!(last.contains(part), "{part:?} is not in {last:?}");
+            }
+            assert!(output.status.code() == Some(1) && output.stdout.is_empty());
+        }
+    }
+}
+
 #[test]
 fn texts_and_pictures_are_embedded_in_order_and_failures_stand_in_their_places() {
     let lines = [

@@ -112,8 +112,8 @@ def write_toml(path, ident, resolution, logit_scale):
     lines = [
         f'id = "{ident}"', 'family = "chinese-clip"', f"dimension = {DIMENSION}", f"resolution = {resolution}",
         f"mean = {list(MEAN)}", f"std = {list(STD)}", f"context_length = {CONTEXT_LENGTH}",
-        "vocab_size = 21128",
-        f"logit_scale = {logit_scale:.4f}", 'resize = "bicubic"', 'precision = "fp16-stored"', "",
+        f"vocab_size = {Tokenizer().size}", f"logit_scale = {logit_scale:.4f}", 'resize = "bicubic"',
+        'precision = "fp16-stored"', "",
         "[image]", 'file = "image.onnx"', 'input = "image"', 'output = "unnorm_image_features"', "",
         "[text]", 'file = "text.onnx"', 'input = "text"', 'output = "unnorm_text_features"', "",
     ]
