@@ -9,6 +9,8 @@
 //! Without it, the bundled model stands in: it shows that the bench works, not what it is for. Times are CPU seconds of
 //! this process (getrusage), so that other work on the machine counts little.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +22,8 @@ use feedlens::encode::worker::Priority;
 use feedlens::encode::{Encode, EncoderConfig, PreparedImage, PreparedText};
 use feedlens::metrics::Metrics;
 use ort::value::TensorRef;
+
+use support::cpu_seconds;
 
 /// Each pair is measured so often, in turns.
 const ROUNDS: usize = 7;
@@ -197,15 +201,4 @@ fn in_turns(mut both: [&mut dyn FnMut(); 2]) -> [f64; 2] {
         seconds.sort_by(f64::total_cmp);
         seconds[seconds.len() / 2]
     })
-}
-
-fn cpu_seconds() -> f64 {
-    // SAFETY: getrusage fills the zeroed struct that it is given.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0, "getrusage answers");
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }

@@ -4,6 +4,8 @@
 //! but the stages' work and leaves no core idle. CPU seconds are the process's own (getrusage), so that other work on the
 //! machine does not count; the pipe's posts/s is wall time, so for a fair figure the machine must be otherwise idle.
 
+mod support;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +27,8 @@ use feedlens::store::{self, ModelStamp, Order, Origin, Point, Write};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
+use support::cpu_seconds;
+
 /// The feed is streamed so many times over; enough that start and end do not count.
 const ROUNDS: usize = 3;
 /// The embedded broker keeps 5 MiB a partition.
@@ -35,17 +39,6 @@ struct Stage {
     name: &'static str,
     cpu_seconds: f64,
     wall_seconds: f64,
-}
-
-fn cpu_seconds() -> f64 {
-    // SAFETY: getrusage fills the zeroed struct that it is given.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0, "getrusage answers");
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 fn maximum_resident_mebibytes() -> f64 {

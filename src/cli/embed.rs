@@ -56,9 +56,7 @@ struct Answer {
 impl Arguments {
     /// What the options say of the configuration.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let model = self.model.as_ref().map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string())));
-        let exact = ("captions.clean".to_owned(), Value::from(false));
-        model.into_iter().chain([exact]).collect()
+        start::exact_model_presets(self.model.as_deref())
     }
 
     /// Answers until the input ends.

@@ -19,6 +19,13 @@ pub fn model_preset(dir: Option<&Path>) -> Vec<(String, Value)> {
     dir.map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string()))).into_iter().collect()
 }
 
+/// The same for a command that gives the reference's own ids and vectors: captions are taken as they are.
+pub fn exact_model_presets(dir: Option<&Path>) -> Vec<(String, Value)> {
+    let mut presets = model_preset(dir);
+    presets.push(("captions.clean".to_owned(), Value::from(false)));
+    presets
+}
+
 /// Loads the model off the async threads and checks its golden vectors.
 pub async fn encoder(config: &Config, metrics: &Arc<Metrics>) -> Result<Encoder> {
     let (model, settings, metrics) = (config.model.clone(), config.encoder.clone(), metrics.clone());

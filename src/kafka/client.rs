@@ -1,21 +1,16 @@
-//! What all Kafka clients share: the configuration that librdkafka gets, its callbacks, and what its errors mean.
+//! What all Kafka clients share: the configuration that librdkafka gets, and what its errors mean.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka_sys as sys;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::KafkaConfig;
+use super::callbacks::Callbacks;
 use super::poll::COMMIT_GRACE;
 use super::source::SourceStatus;
-use super::{KafkaConfig, log};
 use crate::error::Fault;
 
 /// librdkafka settings that feedlens must own, and what to use instead.
@@ -246,175 +241,6 @@ pub(super) fn wait_until_reachable(
 /// A client that cannot be made: always the configuration.
 pub(super) fn fault_of_creation(error: &KafkaError) -> Fault {
     Fault::fatal(format!("the Kafka client cannot be made: {error}; look at the section [kafka] of the configuration"))
-}
-
-/// What the callbacks of a consumer saw; the poll thread acts on it after each poll.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// These partitions are now ours, and librdkafka was told so.
-    Assigned(Vec<(String, i32)>),
-    /// These are to be given back: librdkafka waits until [`Callbacks::give_back`] is called.
-    Revoked(TopicPartitionList),
-    /// Messages were gone before they were read (the topic's retention, or a topic made anew): the consumer went on
-    /// elsewhere.
-    OffsetReset,
-    /// A commit came back, as a whole and for each partition.
-    Committed { error: Option<KafkaError>, outcomes: Vec<CommitOutcome> },
-}
-
-/// The outcome of a commit for one partition.
-#[derive(Debug)]
-pub(super) struct CommitOutcome {
-    pub topic: String,
-    pub partition: i32,
-    pub result: Result<i64, KafkaError>,
-}
-
-/// Callbacks of every client; those of rebalances and commits become [`Event`]s.
-pub(super) struct Callbacks {
-    status: Arc<SourceStatus>,
-    events: Mutex<VecDeque<Event>>,
-    closing: std::sync::atomic::AtomicBool,
-}
-
-impl Callbacks {
-    pub(super) fn new(status: Arc<SourceStatus>) -> Self {
-        Self { status, events: Mutex::default(), closing: false.into() }
-    }
-
-    pub(super) fn next_event(&self) -> Option<Event> {
-        self.events().pop_front()
-    }
-
-    /// From here on partitions are given back at once: nobody drains any more.
-    pub(super) fn close(&self) {
-        self.closing.store(true, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    /// Tells librdkafka that the revoked partitions are let go, so that the rebalance goes on.
-    pub(super) fn give_back(consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let result =
-            if is_cooperative(consumer) { consumer.incremental_unassign(partitions) } else { consumer.unassign() };
-        if let Err(error) = result {
-            tracing::warn!(%error, "could not give partitions back");
-        }
-    }
-
-    /// Asks for a commit; its outcome comes as [`Event::Committed`].
-    ///
-    /// rdkafka's own asynchronous commit tells nobody how it went: librdkafka sends the outcome to the queue that the
-    /// caller names, and rdkafka names none.
-    pub(super) fn commit(consumer: &BaseConsumer<Self>, offsets: &TopicPartitionList) -> KafkaResult<()> {
-        let client = consumer.client().native_ptr();
-        // SAFETY: the client and the list are alive; the queue is the one that `poll` reads, its reference is given back
-        // at once, and librdkafka holds its own for the answer. Without a callback the answer is an event.
-        let code = unsafe {
-            let queue = sys::rd_kafka_queue_get_consumer(client);
-            let code = sys::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, std::ptr::null_mut());
-            sys::rd_kafka_queue_destroy(queue);
-            code
-        };
-        match code {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-            code => Err(KafkaError::ConsumerCommit(code.into())),
-        }
-    }
-
-    fn events(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn is_cooperative(consumer: &BaseConsumer<Callbacks>) -> bool {
-    matches!(consumer.rebalance_protocol(), rdkafka::consumer::RebalanceProtocol::Cooperative)
-}
-
-impl ClientContext for Callbacks {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        if log::is_offset_reset(level, facility) {
-            self.events().push_back(Event::OffsetReset);
-        }
-        log::line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.status.failed(&error, reason);
-    }
-}
-
-impl ConsumerContext for Callbacks {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        let closing = self.closing.load(std::sync::atomic::Ordering::Relaxed);
-        if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // Told first: a partition can only be paused or resumed once it is assigned.
-            let result = if is_cooperative(consumer) {
-                consumer.incremental_assign(partitions)
-            } else {
-                consumer.assign(partitions)
-            };
-            match result {
-                Ok(()) => self.events().push_back(Event::Assigned(names(partitions))),
-                Err(error) => tracing::error!(%error, "could not take partitions"),
-            }
-        } else if closing {
-            Self::give_back(consumer, partitions);
-        } else {
-            self.events().push_back(Event::Revoked(partitions.clone()));
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let outcomes = offsets
-            .elements()
-            .iter()
-            .filter_map(|element| {
-                let Offset::Offset(offset) = element.offset() else { return None };
-                // rdkafka names every error of a list after fetching; these come from a commit.
-                let own = element.error().map_err(|error| match error {
-                    KafkaError::OffsetFetch(code) => KafkaError::ConsumerCommit(code),
-                    other => other,
-                });
-                let result = result.clone().and(own).map(|()| offset);
-                Some(CommitOutcome { topic: element.topic().to_owned(), partition: element.partition(), result })
-            })
-            .collect();
-        self.events().push_back(Event::Committed { error: result.err(), outcomes });
-    }
-}
-
-fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
-    partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
-}
-
-/// Callbacks of a producer: its errors reach the sender of each message, so here they are only logged, each once until
-/// something is delivered again.
-#[derive(Clone)]
-pub(super) struct ProducerCallbacks {
-    reported: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl ProducerCallbacks {
-    pub(super) fn new() -> Self {
-        Self { reported: Arc::default() }
-    }
-
-    /// A message was acknowledged: the next error is news again.
-    pub(super) fn delivered(&self) {
-        self.reported.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl ClientContext for ProducerCallbacks {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        log::line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let kind = error.to_string();
-        if self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(kind) {
-            tracing::warn!(%error, reason, "kafka producer");
-        }
-    }
 }
 
 /// Whether going on without a person's help is hopeless.

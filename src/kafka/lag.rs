@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::client::Callbacks;
+use super::callbacks::Callbacks;
 use super::source::{Partition, Shared};
 
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@
 //!                         +---- every commit_interval, at a revocation, at the stop: watermark +
 //! ```
 
+mod callbacks;
 mod client;
 pub mod dead_letter;
 pub mod embedded;

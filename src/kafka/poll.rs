@@ -13,7 +13,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
 use super::KafkaConfig;
-use super::client::{Callbacks, CommitOutcome, Event, fault_of_creation, wait_until_reachable};
+use super::callbacks::{Callbacks, CommitOutcome, Event};
+use super::client::{fault_of_creation, wait_until_reachable};
 use super::envelope::{Claim, Envelope, Ownership};
 use super::lag;
 use super::message::Message;

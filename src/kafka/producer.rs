@@ -8,7 +8,8 @@ use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use super::KafkaConfig;
-use super::client::{ProducerCallbacks, SEND_TIMEOUT, fault_of_creation, needs_a_person};
+use super::callbacks::ProducerCallbacks;
+use super::client::{SEND_TIMEOUT, fault_of_creation, needs_a_person};
 use crate::error::{Fault, Outage, Reason};
 
 /// Sends messages one by one; many sends may be under way at a time, and librdkafka batches them.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use toml::Value;
 
 use crate::cli::output;
+use crate::cli::start;
 use crate::config::Config;
 use crate::encode::bundle::Bundle;
 use crate::encode::check::{TEXT_TOKENS, TowerReport, measure};
@@ -67,8 +68,7 @@ struct Golden {
 impl Arguments {
     /// What the options say of the configuration.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let model = self.model.as_ref().map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string())));
-        model.into_iter().collect()
+        start::model_preset(self.model.as_deref())
     }
 
     /// Loads, measures, compares, prints.

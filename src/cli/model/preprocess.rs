@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use toml::Value;
 
+use crate::cli::start;
 use crate::config::Config;
 use crate::encode::bundle::Bundle;
 use crate::encode::preprocess::{Preprocessor, fill};
@@ -30,8 +31,7 @@ pub struct Arguments {
 impl Arguments {
     /// What the options say of the configuration.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let model = self.model.as_ref().map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string())));
-        model.into_iter().collect()
+        start::model_preset(self.model.as_deref())
     }
 
     /// Decodes, resizes, normalises, writes.

@@ -11,6 +11,7 @@ use toml::Value;
 
 use crate::captions::CaptionsConfig;
 use crate::cli::lines::{self, Answers};
+use crate::cli::start;
 use crate::config::Config;
 use crate::encode::bundle::Bundle;
 use crate::encode::tokenizer::Tokenizer;
@@ -45,9 +46,7 @@ struct Answer {
 impl Arguments {
     /// What the options say of the configuration.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let model = self.model.as_ref().map(|dir| ("model.dir".to_owned(), Value::from(dir.display().to_string())));
-        let exact = ("captions.clean".to_owned(), Value::from(false));
-        model.into_iter().chain([exact]).collect()
+        start::exact_model_presets(self.model.as_deref())
     }
 
     /// Answers until the input ends.
