@@ -12,6 +12,6 @@ else
   absent clippy "the code"
 fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
-for script in scripts/*.sh .ci/run; do bash -n "$script"; done
-if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
+for script in scripts/*.sh scripts/kafka/*.sh .ci/run; do bash -n "$script"; done
+if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/kafka/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
 echo "lint: done"

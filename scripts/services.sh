@@ -2,7 +2,8 @@
 # The real services of the integration tests: Apache Kafka from its published jars, and a Qdrant server if one is on
 # the PATH. Everything lies in .cache/services.
 #
-#   scripts/services.sh start   starts what is not running; prints KAFKA_BROKERS=... (and QDRANT_URL=...) on stdout
+#   scripts/services.sh start   starts what is not running; prints KAFKA_BROKERS=... (and QDRANT_URL=...) on stdout;
+#                               the same Kafka serves KAFKA_SASL_BROKERS and KAFKA_MTLS_BROKERS (see scripts/kafka/tls.sh)
 #   scripts/services.sh env     prints the same for what is running
 #   scripts/services.sh stop    ends both, or those named: kafka, qdrant
 #
@@ -26,14 +27,15 @@ fail() {
 # Whether the process in this file runs, and is still ours: numbers come again after a reboot.
 runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$1")/cmdline" | grep -q -e "$kafka/" -e qdrant; }
 
-# Prints the first of two neighbouring loopback ports that nobody listens on.
+# free_ports COUNT: prints the first of so many neighbouring loopback ports that nobody listens on.
 free_ports() {
-    local port="$first_port"
-    while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || (exec 3<>"/dev/tcp/127.0.0.1/$((port + 1))") 2>/dev/null; do
-        port=$((port + 2))
-        [ "$port" -lt $((first_port + 200)) ] || fail "no free port from $first_port on; set FEEDLENS_SERVICES_PORT"
+    local first="$first_port" port="$first_port"
+    while [ "$port" -lt $((first + $1)) ]; do
+        [ "$first" -lt $((first_port + 200)) ] || fail "no free port from $first_port on; set FEEDLENS_SERVICES_PORT"
+        if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then first=$((port + 1)); fi
+        port=$((port + 1))
     done
-    echo "$port"
+    echo "$first"
 }
 
 # wait_for NAME PIDFILE LOG COMMAND...: until the command succeeds, as long as the process lives.
@@ -96,17 +98,33 @@ start_kafka() {
     need_java_and_maven
     mkdir -p "$kafka"
     fetch_kafka
+    scripts/kafka/tls.sh "$kafka/tls" || fail "the certificates of Kafka could not be made; the reason is above"
     local port
-    port="$(free_ports)"
+    port="$(free_ports 4)"
     rm -rf "$kafka/data"
     cat >"$kafka/server.properties" <<PROPERTIES
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$((port + 1))
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1)),SASL://127.0.0.1:$((port + 2)),MTLS://127.0.0.1:$((port + 3))
+advertised.listeners=PLAINTEXT://127.0.0.1:$port,SASL://127.0.0.1:$((port + 2)),MTLS://127.0.0.1:$((port + 3))
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_SSL,MTLS:SSL
+ssl.keystore.type=PEM
+ssl.keystore.location=$kafka/tls/broker.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$kafka/tls/ca.pem
+listener.name.mtls.ssl.client.auth=required
+listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_ada="plain-secret";
+listener.name.sasl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker" unsecuredValidatorRequiredScope="feed";
+listener.name.sasl.oauthbearer.connections.max.reauth.ms=60000
+listener.name.sasl.scram-sha-512.connections.max.reauth.ms=3000
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+allow.everyone.if.no.acl.found=true
 log.dirs=$kafka/data
 auto.create.topics.enable=false
 offsets.topic.num.partitions=4
@@ -120,6 +138,8 @@ group.consumer.heartbeat.interval.ms=500
 PROPERTIES
     # Fixed, so that a client that knew an earlier broker is not surprised: the data is new with each start.
     java -cp "$jars/*" kafka.tools.StorageTool format -t ZmVlZGxlbnMtdGVzdHMtMQ -c "$kafka/server.properties" \
+        --add-scram 'SCRAM-SHA-256=[name=ada,password=scram-secret]' \
+        --add-scram 'SCRAM-SHA-512=[name=ada,password=scram-secret]' \
         >"$kafka/log" 2>&1 || { cat "$kafka/log" >&2; fail "the storage of Kafka could not be formatted"; }
     say "starting Apache Kafka on 127.0.0.1:$port"
     setsid nohup java -Xms128m -Xmx384m -Dlog4j2.level=INFO -cp "$jars/*" kafka.Kafka "$kafka/server.properties" \
@@ -148,7 +168,7 @@ start_qdrant() {
     fi
     mkdir -p "$qdrant"
     local port
-    port="$(free_ports)"
+    port="$(free_ports 2)"
     rm -rf "$qdrant/storage" "$qdrant/snapshots"
     say "starting Qdrant on 127.0.0.1:$port"
     (
@@ -164,7 +184,14 @@ start_qdrant() {
 }
 
 print_env() {
-    runs "$kafka/pid" && echo "KAFKA_BROKERS=127.0.0.1:$(cat "$kafka/port")"
+    local port
+    if runs "$kafka/pid"; then
+        port="$(cat "$kafka/port")"
+        echo "KAFKA_BROKERS=127.0.0.1:$port"
+        echo "KAFKA_SASL_BROKERS=127.0.0.1:$((port + 2))"
+        echo "KAFKA_MTLS_BROKERS=127.0.0.1:$((port + 3))"
+        echo "KAFKA_TLS_DIR=$kafka/tls"
+    fi
     runs "$qdrant/pid" && echo "QDRANT_URL=http://127.0.0.1:$(cat "$qdrant/port")"
     return 0
 }

@@ -15,5 +15,5 @@ trap stop_ours EXIT
 environment=$(scripts/services.sh start)
 eval "$environment"
 # What scripts/setup.sh installs is there: a test that lacks it fails.
-export KAFKA_BROKERS QDRANT_URL FEEDLENS_ALL_TESTS=1
+export KAFKA_BROKERS KAFKA_SASL_BROKERS KAFKA_MTLS_BROKERS KAFKA_TLS_DIR QDRANT_URL FEEDLENS_ALL_TESTS=1
 cargo test --release --locked
