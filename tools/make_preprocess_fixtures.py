@@ -5,15 +5,16 @@ For a picture NAME (such as rgb-40x26.png) the file NAME.SIDE.RULE.rgb holds sid
 
     squeeze   Chinese-CLIP: torchvision's Resize((SIDE, SIDE), BICUBIC), then RGB
     crop      OpenAI's CLIP and open_clip: Resize(SIDE, BICUBIC), CenterCrop(SIDE), then RGB
-    before    RGB, then Resize(SIDE, BICUBIC) and CenterCrop(SIDE)
+    before    Hugging Face: transformers' CLIPImageProcessor, which makes it RGB first and cuts its middle otherwise
     upright   ImageOps.exif_transpose, then as squeeze
 
 It is empty where Pillow refuses the picture. jpeg-420-45x43.npy is the tensor that cn_clip's whole transform gives for a
 resolution of 72. normalise.f32 holds 256 x 3 values as ToTensor and Normalize compute them,
 planar, float32 little-endian.
 
-Needs: pip install pillow numpy torchvision (made with Pillow 13.0.0, numpy 2.4.6, torchvision 0.29.2). The order of the
-two passes changed in Pillow 13: earlier versions give other pixels for pictures that shrink in height above all.
+Needs: pip install pillow numpy torchvision transformers (made with Pillow 13.0.0, numpy 2.4.6, torchvision 0.29.2,
+transformers 4.57.6). The order of the two passes changed in Pillow 13: earlier versions give other pixels for pictures
+that shrink in height above all.
 
     tools/make_preprocess_fixtures.py [FOLDER]
     tools/make_preprocess_fixtures.py --random COUNT FOLDER   # for a larger comparison, see src/image/resize/tests.rs
@@ -28,6 +29,7 @@ import numpy as np
 from picture_files import write_bmp, write_png
 from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from transformers import CLIPImageProcessor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -271,7 +273,10 @@ def transformed(rule: str, side: int, data: bytes) -> bytes:
     if rule == "upright":
         image = ImageOps.exif_transpose(image)
     if rule == "before":
-        image = image.convert("RGB")
+        size = {"shortest_edge": side}, {"height": side, "width": side}
+        processor = CLIPImageProcessor(size=size[0], crop_size=size[1], do_rescale=False, do_normalize=False)
+        pixels = processor(image, input_data_format="channels_last", data_format="channels_last")["pixel_values"]
+        return pixels[0].astype(np.uint8).tobytes()
     if rule in ("squeeze", "upright"):
         resize = Resize((side, side), BICUBIC)
     else:

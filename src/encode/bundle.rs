@@ -125,8 +125,10 @@ pub enum Family {
 pub enum Resize {
     /// Straight to R x R, Pillow's bicubic with antialiasing.
     Bicubic,
-    /// The shorter side to R, then R x R of the middle; torchvision's rounding.
+    /// The shorter side to R, then R x R of the middle, half a pixel rounded to the even position: torchvision, open_clip.
     BicubicCrop,
+    /// The same, half a pixel rounded down: Hugging Face, Immich.
+    BicubicCropDown,
 }
 
 /// One tower's file and the names of its tensors.

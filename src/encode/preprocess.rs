@@ -4,7 +4,7 @@
 use crate::encode::PreparedImage;
 use crate::encode::bundle::{Bundle, Resize};
 use crate::image::picture::Picture;
-use crate::image::resize::{ConvertRgb, Frame, resize_rgb};
+use crate::image::resize::{ConvertRgb, Frame, Half, resize_rgb};
 
 /// Makes pictures fit a model's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,8 @@ impl Preprocessor {
         let side = self.resolution as usize;
         let frame = match self.resize {
             Resize::Bicubic => Frame::whole(side, side),
-            Resize::BicubicCrop => Frame::middle(picture.size(), side),
+            Resize::BicubicCrop => Frame::middle(picture.size(), side, Half::Even),
+            Resize::BicubicCropDown => Frame::middle(picture.size(), side, Half::Down),
         };
         PreparedImage { rgb: resize_rgb(picture, &frame, self.convert_rgb) }
     }

@@ -28,6 +28,15 @@ pub enum ConvertRgb {
     Before,
 }
 
+/// Where the middle of a picture begins when half a pixel is left over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// At the even position, as torchvision's `CenterCrop`.
+    Even,
+    /// Rounded down, as transformers' `center_crop` (`image_transforms.py`) and Immich's `crop_pil`.
+    Down,
+}
+
 impl Frame {
     /// The whole picture, resized to `width` x `height`.
     ///
@@ -38,19 +47,21 @@ impl Frame {
         Self { size: (width, height), corner: (0, 0), crop: (width, height) }
     }
 
-    /// torchvision's `Resize(side)` and `CenterCrop(side)`: the shorter side becomes `side`, the longer one is rounded
-    /// down, and of the middle `side` x `side` is cut; where it does not come out even, half a pixel is rounded to the
-    /// even position.
+    /// The shorter side becomes `side`, the longer one is rounded down, and of the middle `side` x `side` is cut; where it
+    /// does not come out even, half a pixel goes as `half` says.
     ///
     /// # Panics
     /// Where `side` is zero.
-    pub fn middle((width, height): (usize, usize), side: usize) -> Self {
+    pub fn middle((width, height): (usize, usize), side: usize, half: Half) -> Self {
         assert!(side > 0, "a size asked for is at least 1 x 1");
         let (shorter, longer) = (width.min(height), width.max(height));
         // Python divides these whole numbers as doubles; beyond 2^53 none of these sizes goes.
         let long = ((side * longer) as f64 / shorter as f64) as usize;
         let size = if width <= height { (side, long) } else { (long, side) };
-        let middle = |length: usize| ((length - side) as f64 / 2.0).round_ties_even() as usize;
+        let middle = |length: usize| match half {
+            Half::Even => ((length - side) as f64 / 2.0).round_ties_even() as usize,
+            Half::Down => (length - side) / 2,
+        };
         Self { size, corner: (middle(size.0), middle(size.1)), crop: (side, side) }
     }
 }

@@ -37,8 +37,8 @@ fn compare_with_pillow(folder: &Path) -> Comparison {
         };
         let (frame, convert) = match rule {
             "squeeze" | "upright" => (Frame::whole(side, side), ConvertRgb::After),
-            "crop" => (Frame::middle(picture.size(), side), ConvertRgb::After),
-            "before" => (Frame::middle(picture.size(), side), ConvertRgb::Before),
+            "crop" => (Frame::middle(picture.size(), side, Half::Even), ConvertRgb::After),
+            "before" => (Frame::middle(picture.size(), side, Half::Down), ConvertRgb::Before),
             other => panic!("{name}: no rule {other}"),
         };
         let actual = resize_rgb(&picture, &frame, convert);

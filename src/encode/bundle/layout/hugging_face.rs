@@ -141,7 +141,7 @@ impl Processor {
             Size::Side(side) | Size::Shortest { shortest_edge: side }
                 if side == resolution && fits && cropped.is_some() =>
             {
-                Ok(Resize::BicubicCrop)
+                Ok(Resize::BicubicCropDown)
             }
             _ => bail!(
                 "{name} does not make pictures of {resolution} x {resolution} pixels, which config.json wants, by one \

@@ -81,6 +81,8 @@ struct Files {
     tokenizer: &'static str,
     /// open_clip's transform resizes first; Immich decodes to RGB first (`immich_ml/models/transforms.py`).
     convert_rgb: ConvertRgb,
+    /// What "shortest", their common default, means to each.
+    shortest: Resize,
 }
 
 const OPEN_CLIP: Files = Files {
@@ -89,6 +91,7 @@ const OPEN_CLIP: Files = Files {
     preprocess: "open_clip_config.json",
     tokenizer: "tokenizer.json",
     convert_rgb: ConvertRgb::After,
+    shortest: Resize::BicubicCrop,
 };
 
 const IMMICH: Files = Files {
@@ -97,6 +100,7 @@ const IMMICH: Files = Files {
     preprocess: "visual/preprocess_cfg.json",
     tokenizer: "textual/tokenizer.json",
     convert_rgb: ConvertRgb::Before,
+    shortest: Resize::BicubicCropDown,
 };
 
 /// A folder with `open_clip_config.json`.
@@ -145,7 +149,7 @@ impl Files {
             self.preprocess
         );
         let resize = match preprocess.resize_mode.as_deref() {
-            None | Some("shortest") => Resize::BicubicCrop,
+            None | Some("shortest") => self.shortest,
             Some("squash") => Resize::Bicubic,
             Some(mode) => {
                 bail!("{} says resize_mode = {mode:?}; only \"shortest\" and \"squash\" can be used", self.preprocess)
