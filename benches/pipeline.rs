@@ -284,7 +284,8 @@ async fn whole_pipe(config: &Config, messages: &[Message]) -> (f64, f64) {
     let metrics = Arc::new(Metrics::new());
     let encoder = Encoder::start(&config.model, &config.encoder, &metrics).expect("the model loads");
     let store = store::open(&config.store, &stamp(&config), &metrics).await.expect("opens");
-    let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer: Default::default() };
+    let (consumer, progress) = Default::default();
+    let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer, progress };
     let stop = CancellationToken::new();
     let running = tokio::spawn({
         let (config, stop) = (config.clone(), stop.clone());

@@ -132,13 +132,19 @@ pub fn shutdown_on_signal() -> Result<CancellationToken> {
     Ok(token)
 }
 
-/// Whether the worker can do its work: `Err` says what is wrong.
-pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>;
+/// What the endpoints of health ask; `Err` says what is wrong.
+#[derive(Clone)]
+pub struct Health {
+    /// Whether the worker can do its work.
+    pub ready: Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>,
+    /// Whether it still can without a new process; must not block.
+    pub live: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+}
 
 #[derive(Clone)]
 struct Admin {
     metrics: Arc<Metrics>,
-    ready: Readiness,
+    health: Health,
     shutdown: CancellationToken,
 }
 
@@ -170,7 +176,7 @@ pub async fn bind(listen: &str, key: &str) -> Result<TcpListener> {
 pub async fn start_admin(
     config: &AdminConfig,
     metrics: Arc<Metrics>,
-    ready: Readiness,
+    health: Health,
     shutdown: CancellationToken,
 ) -> Result<()> {
     if config.listen.is_empty() {
@@ -179,9 +185,9 @@ pub async fn start_admin(
     let listener = bind(&config.listen, "admin.listen").await?;
     let router = Router::new()
         .route("/metrics", get(render_metrics))
-        .route("/livez", get(async || Json(serde_json::json!({"status": "ok"}))))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(Admin { metrics, ready, shutdown });
+        .with_state(Admin { metrics, health, shutdown });
     tokio::spawn(serve(listener, router, ADMIN_HEADER_TIMEOUT, CancellationToken::new()));
     Ok(())
 }
@@ -190,15 +196,22 @@ async fn render_metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }
 
+async fn livez(State(admin): State<Admin>) -> impl IntoResponse {
+    state("ok", "not alive", (admin.health.live)())
+}
+
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
     if admin.shutdown.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({"status": "draining"})));
     }
-    match (admin.ready)().await {
-        Ok(()) => (StatusCode::OK, Json(serde_json::json!({"status": "ready"}))),
-        Err(error) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(serde_json::json!({"status": "not ready", "reason": format!("{error:#}")})),
-        ),
+    state("ready", "not ready", (admin.health.ready)().await)
+}
+
+fn state(good: &str, bad: &str, checked: Result<()>) -> (StatusCode, Json<serde_json::Value>) {
+    match checked {
+        Ok(()) => (StatusCode::OK, Json(serde_json::json!({"status": good}))),
+        Err(error) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({"status": bad, "reason": format!("{error:#}")})))
+        }
     }
 }

@@ -16,10 +16,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use toml::Value;
 
-use crate::cli::{output, produce, query, start, table};
+use crate::cli::{health, output, produce, query, start, table};
 use crate::config::Config;
 use crate::error::Reason;
 use crate::feed::{Feed, Message};
+use crate::ingest::progress::Progress;
 use crate::ingest::{self, IngestParts};
 use crate::kafka::{EmbeddedBroker, Producer, StatusSlot};
 use crate::metrics::Metrics;
@@ -100,12 +101,18 @@ impl Arguments {
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let listener = if self.once { None } else { Some(service::bind(&config.query.listen, "query.listen").await?) };
         let page = listener.as_ref().map(TcpListener::local_addr).transpose()?;
-        let consumer = StatusSlot::default();
+        let (consumer, progress) = (StatusSlot::default(), Progress::default());
         if !self.once {
-            let ready = start::readiness(encoder.clone(), store.clone(), Some(consumer.clone()));
-            service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
+            let health = health::of(health::Parts {
+                encoder: encoder.clone(),
+                store: store.clone(),
+                consumer: Some(consumer.clone()),
+                progress: Some(progress.clone()),
+                metrics: metrics.clone(),
+            });
+            service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
         }
-        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer };
+        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer, progress };
         // Ends with the demo, and ends the demo when it fails.
         let stop_ingest = CancellationToken::new();
         let mut ingest = tokio::spawn({

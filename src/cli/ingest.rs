@@ -5,8 +5,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 
-use crate::cli::start;
+use crate::cli::{health, start};
 use crate::config::Config;
+use crate::ingest::progress::Progress;
 use crate::ingest::{self, IngestParts};
 use crate::kafka::{self, StatusSlot};
 use crate::metrics::Metrics;
@@ -28,9 +29,16 @@ impl Arguments {
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let consumer = StatusSlot::default();
-        let ready = start::readiness(encoder.clone(), store.clone(), Some(consumer.clone()));
-        service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
-        let parts = IngestParts { encoder, store: store.clone(), metrics, consumer };
+        let progress = Progress::default();
+        let health = health::of(health::Parts {
+            encoder: encoder.clone(),
+            store: store.clone(),
+            consumer: Some(consumer.clone()),
+            progress: Some(progress.clone()),
+            metrics: metrics.clone(),
+        });
+        service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
+        let parts = IngestParts { encoder, store: store.clone(), metrics, consumer, progress };
         let ended = ingest::run(&config, parts, shutdown).await;
         start::close(&store, ended).await
     }

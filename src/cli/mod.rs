@@ -4,6 +4,7 @@ mod configuration;
 mod demo;
 mod embed;
 mod eval;
+mod health;
 mod ingest;
 mod lines;
 mod matching;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 
-use crate::cli::start;
+use crate::cli::{health, start};
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::kafka::StatusSlot;
@@ -33,8 +33,14 @@ impl Arguments {
         let search = search_service(&config, &encoder, &store, &metrics)?;
         let listener = service::bind(&config.query.listen, "query.listen").await?;
         let consumer = config.query.kafka.then(StatusSlot::default);
-        let ready = start::readiness(encoder, store.clone(), consumer.clone());
-        service::start_admin(&config.admin, metrics.clone(), ready, shutdown.clone()).await?;
+        let health = health::of(health::Parts {
+            encoder,
+            store: store.clone(),
+            consumer: consumer.clone(),
+            progress: None,
+            metrics: metrics.clone(),
+        });
+        service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
         tracing::info!(listen = config.query.listen, "answering searches");
         let served = async {
             http::run(listener, search.clone(), shutdown.clone()).await;

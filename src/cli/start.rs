@@ -4,14 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use futures::FutureExt;
 use toml::Value;
 
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
-use crate::kafka::StatusSlot;
 use crate::metrics::Metrics;
-use crate::service::Readiness;
 use crate::store::{self, ModelStamp, SharedStore};
 
 /// `--model DIR` as a key of the configuration.
@@ -48,19 +45,6 @@ pub async fn lazy_encoder(config: &Config) -> Result<Encoder> {
 pub async fn open_store(config: &Config, encoder: &Encoder, metrics: &Metrics) -> Result<SharedStore> {
     let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
     Ok(store::open(&config.store, &stamp, metrics).await?)
-}
-
-/// Ready: the golden inputs give their vectors, the store answers, and so does Kafka where something is consumed.
-pub fn readiness(encoder: Encoder, store: SharedStore, consumer: Option<StatusSlot>) -> Readiness {
-    Arc::new(move || {
-        let (encoder, store, consumer) = (encoder.clone(), store.clone(), consumer.clone());
-        async move {
-            encoder.check_golden().await.context("encoder")?;
-            store.ready().await.context("store")?;
-            consumer.map_or(Ok(()), |consumer| consumer.ready()).context("kafka")
-        }
-        .boxed()
-    })
 }
 
 /// Closes the store at the end of a command. What ended the command is told before a store that could not be closed: it is

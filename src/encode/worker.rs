@@ -26,6 +26,8 @@ pub enum Priority {
 
 /// How often the busy ratio is computed, and the longest that an idle worker sleeps.
 const BUSY_INTERVAL: Duration = Duration::from_secs(1);
+/// No batch of the largest model on the slowest machine takes so long: a run that does will not come back.
+const HUNG_AFTER: Duration = Duration::from_secs(300);
 
 struct Item<T> {
     input: T,
@@ -50,11 +52,16 @@ struct Shared {
     metrics: Arc<Metrics>,
     known_good: KnownGood,
     provider: String,
-    workers: usize,
+    /// When each worker's present run began.
+    runs: Vec<Mutex<Option<Instant>>>,
     busy_nanoseconds: AtomicU64,
 }
 
 impl Shared {
+    fn running(&self, worker: usize) -> MutexGuard<'_, Option<Instant>> {
+        self.runs[worker].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queues> {
         // A worker that panicked closed the queues; what they hold is still whole.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
@@ -125,15 +132,41 @@ impl EncoderHandle {
             metrics,
             known_good,
             provider: provider.to_owned(),
-            workers: encoders.len(),
+            runs: encoders.iter().map(|_| Mutex::new(None)).collect(),
             busy_nanoseconds: AtomicU64::new(0),
         });
         let handle = Self { shared: Arc::new(CloseOnDrop(shared.clone())) };
         for (index, encoder) in encoders.into_iter().enumerate() {
             let worker = WorkerGuard(shared.clone());
-            std::thread::Builder::new().name(format!("encoder-{index}")).spawn(move || work(&worker.0, encoder))?;
+            std::thread::Builder::new()
+                .name(format!("encoder-{index}"))
+                .spawn(move || work(&worker.0, index, encoder))?;
         }
         Ok(handle)
+    }
+
+    /// Whether only a new process helps; cheap, for `/livez`.
+    ///
+    /// # Errors
+    /// [`Fault::Retry`]: a thread died, or a run of one does not end.
+    pub fn alive(&self) -> Result<(), Fault> {
+        self.alive_within(HUNG_AFTER)
+    }
+
+    fn alive_within(&self, longest: Duration) -> Result<(), Fault> {
+        let shared = &self.shared.0;
+        if shared.lock().closed {
+            return Err(Fault::retry(Outage::Encoder, "a thread of the encoder died; start this worker again"));
+        }
+        let runs = (0..shared.runs.len()).filter_map(|worker| *shared.running(worker));
+        match runs.map(|began| began.elapsed()).max() {
+            Some(lasts) if lasts > longest => {
+                let detail =
+                    format!("a batch has been in the encoder for {} s; start this worker again", lasts.as_secs());
+                Err(Fault::retry(Outage::Encoder, detail))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The L2-normalised vector of a picture. The feed waits for room in the queue.
@@ -209,9 +242,10 @@ enum Due {
     Texts(Batch<Item<PreparedText>>),
 }
 
-fn work(shared: &Shared, mut encoder: Box<dyn Encode>) {
+fn work(shared: &Shared, worker: usize, mut encoder: Box<dyn Encode>) {
     while let Some(due) = next(shared) {
         let started = Instant::now();
+        *shared.running(worker) = Some(started);
         match due {
             Due::Images(batch) => {
                 observe(shared, Tower::Image, &batch);
@@ -224,6 +258,7 @@ fn work(shared: &Shared, mut encoder: Box<dyn Encode>) {
                 observe_run(shared, Tower::Text, started);
             }
         }
+        *shared.running(worker) = None;
     }
 }
 
@@ -267,7 +302,7 @@ fn update_gauges(shared: &Shared, queues: &mut Queues, now: Instant) {
     let interval = now.saturating_duration_since(queues.busy_since);
     if interval >= BUSY_INTERVAL {
         let busy = Duration::from_nanos(shared.busy_nanoseconds.swap(0, Ordering::Relaxed));
-        let ratio = busy.as_secs_f64() / (interval.as_secs_f64() * shared.workers as f64);
+        let ratio = busy.as_secs_f64() / (interval.as_secs_f64() * shared.runs.len() as f64);
         shared.metrics.encoder_busy_ratio.set(ratio.min(1.0));
         queues.busy_since = now;
     }
@@ -377,5 +412,20 @@ mod tests {
         drop(WorkerGuard(shared));
         let later = handle.text(text(1), Priority::Feed).await;
         assert!(matches!(later, Err(Fault::Retry { outage: Outage::Encoder, .. })), "the queue is closed");
+        let reason = handle.alive().expect_err("a new process helps").to_string();
+        assert!(reason.contains("thread of the encoder died"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_run_that_does_not_end_wants_a_new_process() {
+        let (handle, _) = start(1);
+        handle.text(text(1), Priority::Feed).await.expect("encoded");
+        // The answer is sent before the run is over.
+        while handle.alive_within(Duration::ZERO).is_err() {
+            tokio::task::yield_now().await;
+        }
+        *handle.shared.0.running(0) = Some(Instant::now() - HUNG_AFTER - Duration::from_secs(1));
+        let reason = handle.alive().expect_err("hangs").to_string();
+        assert!(reason.contains("in the encoder for 301 s"), "{reason}");
     }
 }

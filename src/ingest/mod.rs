@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::error::Fault;
 use crate::ingest::prepare::Preparer;
+use crate::ingest::progress::Progress;
 use crate::ingest::write::{Pending, Rejected, Writer};
 use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, StatusSlot, Subscription};
 use crate::metrics::Metrics;
@@ -87,6 +88,8 @@ pub struct IngestParts {
     pub metrics: Arc<Metrics>,
     /// Where the worker tells how its consumer is.
     pub consumer: StatusSlot,
+    /// Where it tells whether posts are settled.
+    pub progress: Progress,
 }
 
 /// Indexes the posts topic until `shutdown`, then finishes what is in flight within `ingest.drain_timeout` and commits.
@@ -94,7 +97,7 @@ pub struct IngestParts {
 /// # Errors
 /// The brokers do not answer at the start, or a stage says that going on is wrong.
 pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
-    let IngestParts { encoder, store, metrics, consumer } = parts;
+    let IngestParts { encoder, store, metrics, consumer, progress } = parts;
     let preparer = Arc::new(Preparer::new(encoder, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let writer = Arc::new(Writer::new(store.clone(), dead_letters, config.ingest.clone(), metrics.clone()));
@@ -111,7 +114,7 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     stages.spawn(prepare_all(preparer, writer.clone(), envelopes, to_write, given_up.clone()));
     stages.spawn(writer.run(pending, given_up.clone()));
     let mut helpers = JoinSet::new();
-    helpers.spawn(progress::report(metrics.clone()));
+    helpers.spawn(progress::report(metrics.clone(), progress));
     helpers.spawn(purge::run(store, config.store.delete_marker_ttl, metrics));
 
     let stopped = tokio::select! {

@@ -241,6 +241,14 @@ impl StatusSlot {
             Some(status) => status.snapshot().ready(),
         }
     }
+
+    /// Whether only a new process helps: the poll thread hangs.
+    ///
+    /// # Errors
+    /// [`Fault::Retry`] that says for how long.
+    pub fn alive(&self) -> Result<(), Fault> {
+        self.0.get().map_or(Ok(()), |status| status.snapshot().alive())
+    }
 }
 
 fn not_ready(detail: impl Into<String>) -> Fault {
@@ -291,6 +299,10 @@ impl StatusSnapshot {
             let reason = self.last_error.as_deref().unwrap_or("none has answered yet");
             return Err(not_ready(format!("no broker answers: {reason}")));
         }
+        self.alive()
+    }
+
+    fn alive(&self) -> Result<(), Fault> {
         match self.since_poll {
             Some(since) if since > HUNG_AFTER => {
                 Err(not_ready(format!("the poll thread hangs since {} s; start this worker again", since.as_secs())))
@@ -400,8 +412,10 @@ mod tests {
 
         status.failed(&KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
         assert!(reason(&slot).contains("1/1 brokers are down"));
+        slot.alive().expect("an outage of the brokers is no reason to start again");
         status.recovered();
         status.lock().last_poll = Some(Instant::now() - HUNG_AFTER - Duration::from_secs(1));
         assert!(reason(&slot).contains("hangs since 31 s"), "{}", reason(&slot));
+        assert!(slot.alive().is_err(), "a hung thread is one");
     }
 }

@@ -65,6 +65,7 @@ fn wrong_configuration_is_exit_code_2_before_anything_starts() {
         ("images.concurrency=0", "images.concurrency"),
         ("images.root=/no/such/folder", "images.root"),
         ("store.qdrant.url=localhost", "store.qdrant.url"),
+        (r#"encoder.providers=["gpu"]"#, "\"cuda\", \"tensorrt\", \"cpu\""),
     ] {
         refuses(&["config", "check", "--set", assignment], 2, &[says]);
         refuses(&["ingest", "--set", assignment], 2, &[says]);

@@ -117,8 +117,12 @@ fn layouts_are_recognised() {
     let rules = |name| (of(name).resize, of(name).convert_rgb);
     assert_eq!(rules("cn_clip_fp32"), (Resize::Bicubic, ConvertRgb::After));
     assert_eq!(rules("hugging_face"), (Resize::Bicubic, ConvertRgb::Before));
-    assert_eq!(rules("immich"), (Resize::BicubicCrop, ConvertRgb::Before));
+    assert_eq!(rules("immich"), (Resize::BicubicCropDown, ConvertRgb::Before));
     assert_eq!(rules("open_clip"), (Resize::BicubicCrop, ConvertRgb::After));
+    let cropping = bundle("hugging_face_split");
+    fs::write(cropping.path().join("preprocessor_config.json"), r#"{"size": {"shortest_edge": 8}, "crop_size": 8}"#)
+        .unwrap();
+    assert_eq!(Bundle::load(cropping.path()).unwrap().resize, Resize::BicubicCropDown);
     assert!(of("feedlens").has_golden() && !of("immich").has_golden());
 }
 

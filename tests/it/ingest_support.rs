@@ -76,6 +76,7 @@ impl Bench {
             store,
             metrics: metrics.clone(),
             consumer: Default::default(),
+            progress: Default::default(),
         };
         let (config, token) = (self.config.clone(), stop.clone());
         let running = tokio::spawn(async move { ingest::run(&config, parts, token).await });
