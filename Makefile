@@ -3,12 +3,13 @@ CARGO ?= cargo
 BINARY := target/release/feedlens
 BENCHES := pipeline encoder tokenizer
 
-.PHONY: help setup build demo test lint bench bench-peers services services-stop
+.PHONY: help setup build demo test lint chaos bench bench-peers services services-stop
 
 help:
 	@echo "make demo [ONCE=1] [RATE=n]   try it: everything in one process, then the page on http://127.0.0.1:8080"
 	@echo "make build                    $(BINARY)"
 	@echo "make test                     all tests, on a real Kafka too"
+	@echo "make chaos SEED=n MINUTES=m [STORE=edge|qdrant]   faults of all kinds under load, then everything is compared"
 	@echo "make lint                     formatting, clippy, shell scripts"
 	@echo "make bench [BENCHES=name]     throughput of the pipe beside its bare parts, and of parts beside their peers"
 	@echo "make bench-peers              the Python packages that benches compare with"
@@ -27,6 +28,12 @@ demo: build
 test:
 	@scripts/setup.sh tests
 	@scripts/test.sh
+
+chaos: export SEED ?= 1
+chaos: export MINUTES ?= 2
+chaos: export STORE ?=
+chaos: setup
+	@$(CARGO) test --release --locked --test chaos
 
 lint:
 	@scripts/setup.sh

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # The real services of the integration tests: Apache Kafka from its published jars, and a Qdrant server if one is on
-# the PATH. Everything lies in .cache/services.
+# the PATH. Everything lies in .cache/services, or in the folder that FEEDLENS_SERVICES_DIR names.
 #
-#   scripts/services.sh start   starts what is not running; prints KAFKA_BROKERS=... (and QDRANT_URL=...) on stdout;
-#                               the same Kafka serves KAFKA_SASL_BROKERS and KAFKA_MTLS_BROKERS (see scripts/kafka/tls.sh)
-#   scripts/services.sh env     prints the same for what is running
-#   scripts/services.sh stop    ends both, or those named: kafka, qdrant
+# Each takes the services meant (kafka, qdrant); none: both.
+#   scripts/services.sh start    starts what is not running, empty; prints KAFKA_BROKERS=... (and QDRANT_URL=...); the
+#                                same Kafka serves KAFKA_SASL_BROKERS and KAFKA_MTLS_BROKERS (see scripts/kafka/tls.sh)
+#   scripts/services.sh env      prints the same for what is running
+#   scripts/services.sh crash    kill -9
+#   scripts/services.sh resume   starts what crashed or stopped with the data and on the port that it had
+#   scripts/services.sh stop     ends them
 #
 #   environment=$(scripts/services.sh start) && export $environment && cargo test --release --test it real_kafka
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-home="$PWD/.cache/services"
+home="${FEEDLENS_SERVICES_DIR:-$PWD/.cache/services}"
+# One copy for all folders.
+jars_home="$PWD/.cache/services/kafka"
 kafka="$home/kafka"
 qdrant="$home/qdrant"
 pom="$PWD/scripts/kafka/pom.xml"
@@ -71,10 +76,10 @@ need_java_and_maven() {
 
 # The jars belong to the pom that named them.
 fetch_kafka() {
-    jars="$kafka/jars-$(cksum <"$pom" | cut -d ' ' -f 1)"
+    jars="$jars_home/jars-$(cksum <"$pom" | cut -d ' ' -f 1)"
     [ -e "$jars/.complete" ] && return
     say "fetching Apache Kafka (about 45 MB)"
-    rm -rf "$kafka"/jars*
+    rm -rf "$jars_home"/jars*
     mvn -B -q -f "$pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars" >&2 ||
         fail "Maven could not fetch Apache Kafka; the reason is above"
     touch "$jars/.complete"
@@ -141,11 +146,19 @@ PROPERTIES
         --add-scram 'SCRAM-SHA-256=[name=ada,password=scram-secret]' \
         --add-scram 'SCRAM-SHA-512=[name=ada,password=scram-secret]' \
         >"$kafka/log" 2>&1 || { cat "$kafka/log" >&2; fail "the storage of Kafka could not be formatted"; }
+    echo "$port" >"$kafka/port"
+    resume_kafka
+}
+
+resume_kafka() {
+    runs "$kafka/pid" && return
+    local port
+    port="$(cat "$kafka/port")" || fail "Apache Kafka was never started in $home"
+    fetch_kafka
     say "starting Apache Kafka on 127.0.0.1:$port"
     setsid nohup java -Xms128m -Xmx384m -Dlog4j2.level=INFO -cp "$jars/*" kafka.Kafka "$kafka/server.properties" \
         >>"$kafka/log" 2>&1 </dev/null &
     echo $! >"$kafka/pid"
-    echo "$port" >"$kafka/port"
     wait_for "Apache Kafka" "$kafka/pid" "$kafka/log" kafka_answers "$port"
 }
 
@@ -170,16 +183,23 @@ start_qdrant() {
     local port
     port="$(free_ports 2)"
     rm -rf "$qdrant/storage" "$qdrant/snapshots"
+    echo "$port" >"$qdrant/port"
+    resume_qdrant
+}
+
+resume_qdrant() {
+    runs "$qdrant/pid" && return
+    local port
+    port="$(cat "$qdrant/port")" || fail "Qdrant was never started in $home"
     say "starting Qdrant on 127.0.0.1:$port"
     (
         cd "$qdrant"
         export QDRANT__SERVICE__HOST=127.0.0.1 QDRANT__SERVICE__GRPC_PORT="$port" QDRANT__SERVICE__HTTP_PORT=$((port + 1))
         export QDRANT__STORAGE__STORAGE_PATH="$qdrant/storage" QDRANT__STORAGE__SNAPSHOTS_PATH="$qdrant/snapshots"
         export QDRANT__TELEMETRY_DISABLED=true
-        setsid nohup qdrant >"$qdrant/log" 2>&1 </dev/null &
+        setsid nohup qdrant >>"$qdrant/log" 2>&1 </dev/null &
         echo $! >"$qdrant/pid"
     )
-    echo "$port" >"$qdrant/port"
     wait_for Qdrant "$qdrant/pid" "$qdrant/log" qdrant_answers "$((port + 1))"
 }
 
@@ -196,35 +216,33 @@ print_env() {
     return 0
 }
 
-stop() {
-    local name pid_file pid
-    for name in "$@"; do
-        case "$name" in
-        kafka | qdrant) pid_file="$home/$name/pid" ;;
-        *) fail "there is no service $name; use: scripts/services.sh stop [kafka] [qdrant]" ;;
-        esac
-        runs "$pid_file" || { rm -f "$pid_file"; continue; }
-        pid="$(cat "$pid_file")"
-        kill "$pid"
-        local deadline=$((SECONDS + 30))
-        while kill -0 "$pid" 2>/dev/null; do
-            [ "$SECONDS" -lt "$deadline" ] || { kill -9 "$pid" 2>/dev/null || true; }
-            sleep 0.2
-        done
-        rm -f "$pid_file"
+# end_one SERVICE SIGNAL
+end_one() {
+    local pid_file="$home/$1/pid" pid
+    runs "$pid_file" || { rm -f "$pid_file"; return; }
+    pid="$(cat "$pid_file")"
+    kill "-$2" "$pid"
+    local deadline=$((SECONDS + 30))
+    while kill -0 "$pid" 2>/dev/null; do
+        [ "$SECONDS" -lt "$deadline" ] || { kill -9 "$pid" 2>/dev/null || true; }
+        sleep 0.1
     done
+    rm -f "$pid_file"
 }
 
-case "${1:-}" in
-start)
-    start_kafka
-    start_qdrant
-    print_env
-    ;;
-env) print_env ;;
-stop)
-    shift
-    if [ $# = 0 ]; then stop kafka qdrant; else stop "$@"; fi
-    ;;
-*) fail "use: scripts/services.sh start | env | stop [kafka] [qdrant]" ;;
-esac
+usage="use: scripts/services.sh start | env | crash | resume | stop [kafka] [qdrant]"
+verb="${1:-}"
+[ $# = 0 ] || shift
+[ $# != 0 ] || set -- kafka qdrant
+for service in "$@"; do
+    case "$service" in kafka | qdrant) ;; *) fail "there is no service $service; $usage" ;; esac
+    case "$verb" in
+    start) "start_$service" ;;
+    crash) end_one "$service" KILL ;;
+    resume) "resume_$service" ;;
+    stop) end_one "$service" TERM ;;
+    env) ;;
+    *) fail "$usage" ;;
+    esac
+done
+case "$verb" in start | resume | env) print_env ;; esac

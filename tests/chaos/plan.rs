@@ -1,0 +1,122 @@
+//! The schedule of faults: what the seed decides, and nothing else does.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
+use rand::{Rng, SeedableRng};
+
+use crate::host::{self, Mode};
+use crate::proxy::{self, Line};
+use crate::{StoreKind, WORKERS};
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disruption {
+    /// kill -9 of a worker; it starts again at the end.
+    Kill { worker: usize },
+    /// kill -9 of every worker.
+    KillAll,
+    /// SIGTERM of a worker; it starts again at the end.
+    Terminate { worker: usize },
+    /// SIGSTOP, for longer than the group's session: a worker that does not know that it was given up.
+    Freeze { worker: usize },
+    /// One more member of the group; it leaves at the end, killed or asked to.
+    Join { killed: bool },
+    /// kill -9 of the broker; it starts again at the end.
+    Broker,
+    /// kill -9 of the store's server; it starts again at the end.
+    Store,
+    /// The line between the store and a worker; `None`: of every worker.
+    Network { line: Line, worker: Option<usize> },
+    /// The pictures' host.
+    Host { mode: Mode },
+}
+
+/// One or two disruptions at a time.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// Time without any fault before it.
+    pub quiet: Duration,
+    pub first: Disruption,
+    /// With the time by which it begins later than the first; both end together.
+    pub second: Option<(Disruption, Duration)>,
+    pub lasts: Duration,
+}
+
+/// The faults, without an end.
+pub struct Plan {
+    random: StdRng,
+    store: StoreKind,
+    /// Every kind before any comes again.
+    kinds: Vec<usize>,
+}
+
+impl Plan {
+    pub fn new(seed: u64, store: StoreKind) -> Self {
+        // Not the sequence of the posts.
+        Self { random: StdRng::seed_from_u64(seed ^ 0x5eed_fa17), store, kinds: Vec::new() }
+    }
+
+    pub fn next(&mut self) -> Fault {
+        let first = self.disruption();
+        let second = self.random.random_bool(0.4).then(|| self.disruption());
+        let second = second.filter(|second| are_apart(&first, second));
+        let frozen = [Some(first), second].into_iter().flatten().any(|it| matches!(it, Disruption::Freeze { .. }));
+        // A freeze must outlast the session of 10 s.
+        let lasts = self.random.random_range(if frozen { 12_000..16_000 } else { 1_000..9_000 });
+        // Now and then a fault comes before the one before it is digested.
+        let soon = self.random.random_bool(0.3);
+        let quiet = self.random.random_range(if soon { 300..2_000 } else { 4_000..9_000 });
+        let delay = Duration::from_millis(self.random.random_range(0..lasts / 2));
+        Fault {
+            quiet: Duration::from_millis(quiet),
+            first,
+            second: second.map(|second| (second, delay)),
+            lasts: Duration::from_millis(lasts),
+        }
+    }
+
+    fn disruption(&mut self) -> Disruption {
+        let kinds = match self.store {
+            StoreKind::Edge => 5,
+            StoreKind::Qdrant => 10,
+        };
+        if self.kinds.is_empty() {
+            self.kinds = (0..kinds).collect();
+            self.kinds.shuffle(&mut self.random);
+        }
+        let kind = self.kinds.pop().expect("just filled");
+        let random = &mut self.random;
+        let worker = random.random_range(0..WORKERS[self.store as usize]);
+        match kind {
+            0 => Disruption::Kill { worker },
+            1 => Disruption::Terminate { worker },
+            2 => Disruption::Freeze { worker },
+            3 => Disruption::Broker,
+            4 => Disruption::Host { mode: *host::FAULTS.choose(random).expect("not empty") },
+            5 => Disruption::KillAll,
+            6 => Disruption::Join { killed: random.random_bool(0.5) },
+            7 => Disruption::Store,
+            _ => Disruption::Network {
+                line: *proxy::FAULTS.choose(random).expect("not empty"),
+                worker: random.random_bool(0.5).then_some(worker),
+            },
+        }
+    }
+}
+
+/// Whether the end of one leaves the other alone.
+fn are_apart(one: &Disruption, other: &Disruption) -> bool {
+    let part = |disruption: &Disruption| match disruption {
+        Disruption::Kill { worker } | Disruption::Terminate { worker } | Disruption::Freeze { worker } => (0, *worker),
+        Disruption::KillAll => (0, usize::MAX),
+        Disruption::Join { .. } => (1, 0),
+        Disruption::Broker => (2, 0),
+        Disruption::Store => (3, 0),
+        Disruption::Network { .. } => (4, 0),
+        Disruption::Host { .. } => (5, 0),
+    };
+    let (one, other) = (part(one), part(other));
+    one.0 != other.0 || (one.1 != other.1 && one.1 != usize::MAX && other.1 != usize::MAX)
+}

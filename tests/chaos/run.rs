@@ -1,0 +1,387 @@
+//! One run on one store: all of its wiring on one screen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::producer::DeliveryFuture;
+use tokio::sync::{mpsc, watch as channel};
+use tokio::task::JoinHandle;
+
+use crate::expect::Expected;
+use crate::faults::{Happened, Scene};
+use crate::findings::Findings;
+use crate::host::Host;
+use crate::kafka::{DEAD_LETTERS, GROUP, Kafka, POSTS, Record};
+use crate::material::Material;
+use crate::oracle::{self, Counts};
+use crate::plan::Plan;
+use crate::posts::{Feed, Message, NUMBER_HEADER};
+use crate::proxy::Proxy;
+use crate::search::Searcher;
+use crate::services::Services;
+use crate::vectors::Vectors;
+use crate::watch::Watch;
+use crate::workers::Worker;
+use crate::{ROOT, StoreKind, WORKERS, poison, stored};
+
+/// Posts a second: two cores, which also run the broker and the store, must be able to catch up.
+const RATE: f64 = 25.0;
+const BEGIN_WITHIN: Duration = Duration::from_secs(90);
+/// From the last fault's end until all is settled.
+const SETTLE_WITHIN: Duration = Duration::from_secs(120);
+/// What a worker may have in memory: the process itself, the model and the libraries, and the budgets of its settings.
+const MEMORY_KIB: u64 = 700 * 1024;
+
+/// Runs; tells what came of it; whether everything held.
+pub async fn run(seed: u64, time: Duration, store: StoreKind) -> bool {
+    let folder = Path::new(ROOT).join(".cache/chaos").join(format!("{}-{seed}", store.name()));
+    println!("chaos: seed {seed}, {:.1} min, store {}", time.as_secs_f64() / 60.0, store.name());
+    let findings = Arc::new(Findings::new());
+    let mut happened = Vec::new();
+    let ended = tokio::select! {
+        ended = perform(seed, time, store, &folder, findings.clone(), &mut happened) => ended,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if let Err(error) = ended {
+        findings.add(format!("the run could not go on: {error:#}"));
+    }
+    let services = Services::at(services_folder(store), names(store));
+    services.keep_logs(&folder);
+    if let Err(error) = services.stop().await {
+        findings.add(format!("{error:#}"));
+    }
+    let wrong = findings.all();
+    if wrong.is_empty() {
+        println!("chaos: PASSED, seed {seed}, store {}", store.name());
+        let _ = std::fs::remove_dir_all(&folder);
+        return true;
+    }
+    println!(
+        "\nchaos: FAILED, seed {seed}, store {}, {} findings; logs in {}",
+        store.name(),
+        wrong.len(),
+        folder.display()
+    );
+    println!("the schedule so far:");
+    happened.iter().for_each(|fault: &Happened| println!("  {fault}"));
+    wrong.iter().for_each(|line| println!("- {line}"));
+    println!("again: make chaos SEED={seed} MINUTES={} STORE={}", time.as_secs_f64() / 60.0, store.name());
+    false
+}
+
+fn names(store: StoreKind) -> &'static [&'static str] {
+    match store {
+        StoreKind::Edge => &["kafka"],
+        StoreKind::Qdrant => &["kafka", "qdrant"],
+    }
+}
+
+fn services_folder(store: StoreKind) -> PathBuf {
+    Path::new(ROOT).join(".cache/chaos").join(format!("services-{}", store.name()))
+}
+
+async fn perform(
+    seed: u64,
+    time: Duration,
+    store: StoreKind,
+    folder: &Path,
+    findings: Arc<Findings>,
+    happened: &mut Vec<Happened>,
+) -> Result<()> {
+    let _ = std::fs::remove_dir_all(folder);
+    std::fs::create_dir_all(folder)?;
+    let material = Arc::new(Material::read(Path::new(ROOT))?);
+    let services = Services::start(&services_folder(store), names(store)).await?;
+    let brokers = services.address("KAFKA_BROKERS").await?;
+    let kafka = Kafka::start(&brokers).await?;
+    let host = Host::start(material.clone()).await?;
+    let host_url = format!("http://{}", host.address);
+
+    let regular = WORKERS[store as usize];
+    let (mut lines, mut workers) = (Vec::new(), Vec::new());
+    let mut store_url = String::new();
+    if store == StoreKind::Qdrant {
+        store_url = services.address("QDRANT_URL").await?;
+        let target: SocketAddr = store_url.trim_start_matches("http://").parse()?;
+        for _ in 0..=regular {
+            lines.push(Proxy::start(target).await?);
+        }
+    }
+    for place in 0..=regular {
+        let url = lines.get(place).map(|line| format!("http://{}", line.address));
+        let settings = settings(&brokers, &store_settings(folder, url.as_deref()));
+        workers.push(Arc::new(Worker::new(&format!("worker{place}"), folder, &settings)?));
+    }
+    let watch = Arc::new(Watch::default());
+    let scene = Scene { workers, regular, lines, host, services, watch: watch.clone(), findings: findings.clone() };
+    for worker in &scene.workers[..regular] {
+        worker.start()?;
+    }
+    let _watching = Guard(tokio::spawn(watch.clone().run(kafka.clone(), findings.clone())));
+    let looking = Guard(tokio::spawn(look_after(scene.workers.clone(), findings.clone())));
+
+    let (stop, stopped) = channel::channel(false);
+    let feed = Feed::new(seed, material.clone(), host_url);
+    let feeding = tokio::spawn(send(feed, kafka.clone(), watch.clone(), stopped));
+    let first_commit = wait_for("the first commit", BEGIN_WITHIN, || watch.has_begun()).await;
+    first_commit
+        .with_context(|| format!("the last that {} said: {}", scene.workers[0].name, scene.workers[0].last_words()))?;
+    let began = Instant::now();
+    scene.run(Plan::new(seed, store), began, began + time, happened).await?;
+    stop.send_replace(true);
+    let sent = feeding.await??;
+    let healed = Instant::now();
+    if let Err(error) = wait_for("all that was acknowledged to be settled", SETTLE_WITHIN, || watch.is_settled()).await
+    {
+        findings.add(format!("{error:#}; {} messages behind", watch.lag()));
+    }
+    let settled_after = healed.elapsed();
+    for worker in &scene.workers {
+        scene.terminate(worker, true).await?;
+    }
+    drop(looking);
+
+    let topic = kafka.read(POSTS).await?;
+    check_acknowledged(&sent, &topic, &findings);
+    let expected = Expected::new(&sent.messages, &topic)?;
+    let committed = kafka.committed().await?;
+    if committed != expected.ends {
+        findings.add(format!("the commits at the end are {committed:?}, and the topic ends at {:?}", expected.ends));
+    }
+    let captions = expected.posts.values().flat_map(|history| &history.writes);
+    let captions = captions.filter_map(|write| write.content.as_ref()?.caption.clone()).collect::<BTreeSet<_>>();
+    let vectors = Vectors::of(&material, &captions, folder)?;
+    let mut counts = Counts::default();
+    oracle::check_vectors_differ(&vectors, &findings);
+    oracle::check_dead_letters(&expected, &kafka.read(DEAD_LETTERS).await?, &findings, &mut counts);
+    let url = (store == StoreKind::Qdrant).then_some(store_url.as_str());
+    let searcher = Searcher::start(folder, &store_settings(folder, url)).await?;
+    oracle::check_searches(&expected, &searcher, &findings, &mut counts).await?;
+    drop(searcher);
+    let points = match store {
+        StoreKind::Edge => stored::read_edge(&folder.join("store"))?,
+        StoreKind::Qdrant => stored::read_server(&store_url, "posts").await?,
+    };
+    oracle::check_store(&expected, points, &vectors, &findings, &mut counts);
+    check_workers(&scene, &findings);
+    tell(&scene, &sent, &expected, &counts, happened, settled_after);
+    Ok(())
+}
+
+/// The settings of a worker: short sessions and back-offs, so that two minutes hold many faults, and tight budgets, so that
+/// pressure is real.
+fn settings(brokers: &str, store: &str) -> String {
+    format!(
+        r#"{store}
+[log]
+level = "info,feedlens::kafka=debug"
+format = "json"
+[model]
+dir = "models/small"
+[encoder]
+workers = 1
+threads = 1
+[kafka]
+brokers = "{brokers}"
+posts_topic = "{POSTS}"
+dead_letter_topic = "{DEAD_LETTERS}"
+group = "{GROUP}"
+commit_interval = "200ms"
+properties = {{ "session.timeout.ms" = "10000", "heartbeat.interval.ms" = "1000", "reconnect.backoff.max.ms" = "1000" }}
+[ingest]
+max_inflight_posts = 96
+write_batch = 24
+retry_max = "1s"
+drain_timeout = "5s"
+[posts]
+max_bytes = {max_bytes}
+[query]
+kafka = false
+[images]
+allow_networks = ["127.0.0.0/8"]
+timeout = "2s"
+retry_first = "100ms"
+retry_max = "1s"
+max_inflight_bytes = 8_388_608
+max_decode_bytes = 33_554_432
+"#,
+        max_bytes = poison::MAX_BYTES,
+    )
+}
+
+/// `url`: of the server; `None`: the embedded store in `folder`, which is optimised often.
+fn store_settings(folder: &Path, url: Option<&str>) -> String {
+    match url {
+        Some(url) => format!(
+            "[store]\nkind = \"qdrant\"\nalias = \"posts\"\n[store.qdrant]\nurl = \"{url}\"\ntimeout = \"3s\"\n\
+             connect_timeout = \"2s\"\n"
+        ),
+        None => format!(
+            "[store]\nkind = \"edge\"\nalias = \"posts\"\n[store.edge]\ndir = \"{}\"\nflush_interval = \"500ms\"\n\
+             optimize_after = 300\n",
+            folder.join("store").display()
+        ),
+    }
+}
+
+/// What the generator handed over, and what was acknowledged of it.
+struct Sent {
+    messages: Vec<Message>,
+    /// Number, partition, offset.
+    acknowledged: Vec<(u64, i32, i64)>,
+    failed: Vec<String>,
+}
+
+/// Sends the feed at its rate until it is told to stop, and everything is acknowledged.
+async fn send(mut feed: Feed, kafka: Kafka, watch: Arc<Watch>, mut stop: channel::Receiver<bool>) -> Result<Sent> {
+    let (to_collect, mut deliveries) = mpsc::unbounded_channel::<(u64, DeliveryFuture)>();
+    let collecting = tokio::spawn(async move {
+        let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
+        while let Some((number, delivery)) = deliveries.recv().await {
+            match delivery.await {
+                Ok(Ok(delivery)) => {
+                    watch.acknowledged(delivery.partition, delivery.offset);
+                    acknowledged.push((number, delivery.partition, delivery.offset));
+                }
+                Ok(Err((error, _))) => failed.push(format!("message {number}: {error}")),
+                Err(_) => failed.push(format!("message {number}: the producer ended")),
+            }
+        }
+        (acknowledged, failed)
+    });
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / RATE));
+    let (mut messages, mut last) = (Vec::new(), 0);
+    while !*stop.borrow_and_update() {
+        ticks.tick().await;
+        let message = feed.next();
+        // Between partitions the timestamp orders the writes of a post: no two have the same.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
+        last = now.max(last + 1);
+        let delivery = kafka.send(&message, last).await?;
+        to_collect.send((message.number, delivery)).context("the collector ended")?;
+        messages.push(message);
+    }
+    drop(to_collect);
+    kafka.flush().await?;
+    let (acknowledged, failed) = collecting.await?;
+    Ok(Sent { messages, acknowledged, failed })
+}
+
+async fn look_after(workers: Vec<Arc<Worker>>, findings: Arc<Findings>) {
+    loop {
+        for worker in &workers {
+            if let Err(error) = worker.look(&findings).await {
+                findings.add(format!("{}: {error:#}", worker.name));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+async fn wait_for(what: &str, within: Duration, condition: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        ensure!(Instant::now() < deadline, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// What the broker acknowledged it must hold, or the run says nothing about feedlens.
+fn check_acknowledged(sent: &Sent, topic: &[Record], findings: &Findings) {
+    let place = |record: &Record| ((record.partition, record.offset), record.header(NUMBER_HEADER).map(<[u8]>::to_vec));
+    let held = topic.iter().map(place).collect::<BTreeMap<_, _>>();
+    let lost = sent.acknowledged.iter().filter(|(number, partition, offset)| {
+        held.get(&(*partition, *offset)) != Some(&Some(number.to_string().into_bytes()))
+    });
+    findings.add_all("messages that Kafka acknowledged and does not hold", lost.map(|it| format!("{it:?}")).collect());
+    findings.add_all("messages that Kafka never acknowledged", sent.failed.clone());
+}
+
+fn check_workers(scene: &Scene, findings: &Findings) {
+    for worker in &scene.workers {
+        findings.add_all("lines of logs that tell of a bug", worker.bugs());
+        let peak = worker.summary().peak_memory_kib;
+        if peak > MEMORY_KIB {
+            findings.add(format!("{} had {} MiB in memory, above {}", worker.name, peak / 1024, MEMORY_KIB / 1024));
+        }
+    }
+}
+
+fn tell(
+    scene: &Scene,
+    sent: &Sent,
+    expected: &Expected,
+    counts: &Counts,
+    happened: &[Happened],
+    settled_after: Duration,
+) {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for poison in expected.poison.values() {
+        *kinds.entry(poison.kind).or_default() += 1;
+    }
+    let writes = expected.posts.values().map(|history| history.writes.len()).sum::<usize>();
+    println!(
+        "chaos: {} messages sent, {} acknowledged: {writes} writes of {} posts, {} poison of {} kinds",
+        sent.messages.len(),
+        sent.acknowledged.len(),
+        expected.posts.len(),
+        counts.poison,
+        kinds.len()
+    );
+    println!(
+        "chaos: in the store {} posts and {} delete markers; {} vectors compared, 1 - cosine at most {:.1e}; {} searches",
+        counts.live, counts.deleted, counts.vectors, counts.farthest, counts.searches
+    );
+    // A kill between the broker's acknowledgement and the commit sends a dead letter again.
+    println!(
+        "chaos: {} dead letters, {} of them repeated (at least once is promised)",
+        counts.dead_letters,
+        counts.dead_letters.saturating_sub(counts.poison)
+    );
+    let summaries = scene.workers.iter().map(|worker| worker.summary()).collect::<Vec<_>>();
+    let mut counters: BTreeMap<&str, u64> = BTreeMap::new();
+    for (name, value) in summaries.iter().flat_map(|summary| &summary.counters) {
+        *counters.entry(name).or_default() += value;
+    }
+    let shown = ["posts_consumed_total", "posts_ignored_total", "posts_retried_total", "commits_failed_total"];
+    let shown = counters.iter().filter(|(name, _)| shown.iter().any(|prefix| name.starts_with(prefix)));
+    println!("chaos: workers' counters, as far as scraped: {:?}", shown.collect::<BTreeMap<_, _>>());
+    println!(
+        "chaos: {} lives of workers, {} starts failed; at most {} MiB in memory",
+        summaries.iter().map(|summary| summary.lives).sum::<usize>(),
+        summaries.iter().map(|summary| summary.failed_starts).sum::<usize>(),
+        summaries.iter().map(|summary| summary.peak_memory_kib).max().unwrap_or(0) / 1024
+    );
+    let progress = scene.watch.progress();
+    let seconds =
+        |times: &[Duration]| times.iter().map(|time| format!("{:.1}", time.as_secs_f64())).collect::<Vec<_>>();
+    println!(
+        "chaos: {} faults; seconds from a fault's end until every partition went on: [{}], {} cut short by the next \
+         fault; longest stall without a fault {:.1} s; {} samples of the commits; all settled {:.1} s after the last fault",
+        happened.len(),
+        seconds(&progress.resumed).join(", "),
+        progress.cut_short,
+        progress.longest_stall.as_secs_f64(),
+        progress.samples,
+        settled_after.as_secs_f64()
+    );
+    println!(
+        "chaos: {} requests for pictures met a fault, {} connections to the store were cut",
+        scene.host.failed.load(std::sync::atomic::Ordering::Relaxed),
+        scene.lines.iter().map(|line| line.cut.load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>()
+    );
+}
+
+/// Ends a task with the run.
+struct Guard(JoinHandle<()>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
