@@ -58,6 +58,11 @@ impl Reason {
             Reason::StoreRejected => "store_rejected",
         }
     }
+
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
 }
 
 impl std::fmt::Display for Reason {

@@ -1,6 +1,9 @@
 //! What others wrote, fit for our own messages.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 
 /// The beginning of a text: a hostile one must not fill a log line or an answer.
 pub fn shortened(text: &str, max_characters: usize) -> Cow<'_, str> {
@@ -8,6 +11,41 @@ pub fn shortened(text: &str, max_characters: usize) -> Cow<'_, str> {
         None => Cow::Borrowed(text),
         Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
     }
+}
+
+/// The beginning of what others wrote, of at most so many characters, for a terminal, a log line or a person: control and
+/// direction characters, bytes that are not UTF-8 and backslashes are escaped as in Rust's literals.
+pub fn escaped(bytes: &[u8], max_characters: usize) -> String {
+    let (mut text, mut left) = (String::new(), max_characters);
+    for chunk in bytes.utf8_chunks() {
+        let valid = chunk.valid().chars().map(Ok);
+        for part in valid.chain(chunk.invalid().iter().map(|byte| Err(*byte))) {
+            if left == 0 {
+                return text + "...";
+            }
+            left -= 1;
+            match part {
+                Ok(quote @ ('"' | '\'')) => text.push(quote),
+                Ok(character) => text.extend(character.escape_debug()),
+                // Into a String it cannot fail.
+                Err(byte) => drop(write!(text, "\\x{byte:02x}")),
+            }
+        }
+    }
+    text
+}
+
+/// RFC 3339, or a date alone: its first moment in UTC.
+///
+/// # Errors
+/// Says how to write it; the caller says what it is.
+pub fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.with_timezone(&Utc));
+    }
+    text.parse::<NaiveDate>()
+        .map(|date| date.and_time(NaiveTime::MIN).and_utc())
+        .map_err(|_| "write a time as \"2026-11-20T08:30:00Z\" or a day as \"2026-11-20\"".to_owned())
 }
 
 /// The known name that is most like one that is not known.
@@ -29,6 +67,29 @@ mod tests {
     fn long_texts_are_cut_between_characters() {
         assert_eq!(shortened("水果", 2), "水果");
         assert_eq!(shortened("水果沙拉", 2), "水果...");
+    }
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_left_of_what_others_wrote() {
+        assert_eq!(escaped("水果 {\"a\": 'b'}".as_bytes(), 20), "水果 {\"a\": 'b'}");
+        let hostile = b"a\x1b[2J\xff\xe2\x80\xaeb\n\xc2\x9b\\x00";
+        assert_eq!(escaped(hostile, 100), r"a\u{1b}[2J\xff\u{202e}b\n\u{9b}\\x00");
+        let every = (0..=0x10_ffff).filter_map(char::from_u32).collect::<String>();
+        let shown = escaped(every.as_bytes(), usize::MAX);
+        for hostile in
+            ['\u{7}', '\u{7f}', '\u{85}', '\u{200f}', '\u{2028}', '\u{2066}', '\u{61c}', '\u{feff}', '\u{e0001}']
+        {
+            assert!(!shown.contains(hostile), "{hostile:?}");
+        }
+        assert_eq!(escaped(&[0xff; 1_000], 2), r"\xff\xff...");
+        assert_eq!(escaped("水果沙拉".as_bytes(), 2), "水果...");
+        assert_eq!(escaped("水果".as_bytes(), 2), "水果");
+    }
+
+    #[test]
+    fn a_time_is_rfc_3339_or_a_day() {
+        assert_eq!(parse_time("2026-11-20"), parse_time("2026-11-20T08:00:00+08:00"));
+        assert!(parse_time("yesterday").is_err_and(|said| said.contains("2026-11-20T08:30:00Z")));
     }
 
     #[test]

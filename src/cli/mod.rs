@@ -2,6 +2,7 @@
 
 mod configuration;
 mod demo;
+mod dlq;
 mod embed;
 mod eval;
 mod health;
@@ -66,6 +67,8 @@ enum Command {
     Embed(embed::Arguments),
     #[command(subcommand)]
     Model(model::Command),
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     #[command(subcommand)]
     Config(configuration::Command),
 }
@@ -136,6 +139,7 @@ fn run(command: Command, config: Config) -> Result<()> {
             Command::Eval(arguments) => arguments.run(config).await,
             Command::Embed(arguments) => arguments.run(config).await,
             Command::Model(command) => command.run(config).await,
+            Command::Dlq(command) => command.run(config).await,
             Command::Config(_) => Ok(()),
         }
     });

@@ -71,20 +71,21 @@ impl Preparer {
     /// [`Fault::Reject`] sends the message to the dead letters; other faults stop the worker, for everything that a
     /// later attempt can mend was tried again in here.
     pub async fn prepare(&self, envelope: &Envelope) -> Result<Write, Fault> {
+        let source = source(envelope)?;
         match &envelope.payload {
-            Some(payload) if !payload.is_empty() => self.upsert(envelope, payload).await.map(Write::Upsert),
+            Some(payload) if !payload.is_empty() => self.upsert(envelope, payload, source).await.map(Write::Upsert),
             // Empty and absent are the same to many producers.
-            _ => deletion(envelope).map(Write::Delete),
+            _ => deletion(envelope, source).map(Write::Delete),
         }
     }
 
-    async fn upsert(&self, envelope: &Envelope, payload: &Bytes) -> Result<Point, Fault> {
+    async fn upsert(&self, envelope: &Envelope, payload: &Bytes, source: Origin) -> Result<Point, Fault> {
         let Parsed { post, text, inline } = self.parse(envelope, payload).await?;
         let (image, caption) = tokio::join!(self.image(&post, inline), self.caption(text));
         let (image, thumbnail) = image?.unzip();
         Ok(Point {
             id: point_id(&post.post_id),
-            order: order(envelope, post.version),
+            order: Order { version: post.version, source },
             image,
             caption: caption?,
             payload: post.payload(&self.encoder.bundle.id, Utc::now(), thumbnail.flatten()),
@@ -236,23 +237,17 @@ fn observe(metrics: &Metrics, stage: &str, started: Instant) {
     metrics.stage_seconds.with_label_values(&[stage]).observe(started.elapsed().as_secs_f64());
 }
 
-fn order(envelope: &Envelope, version: Option<u64>) -> Order {
-    let position = &envelope.position;
-    Order {
-        version,
-        source: Origin {
-            topic: position.topic.to_string(),
-            partition: position.partition,
-            offset: position.offset,
-            timestamp: envelope.timestamp.map_or(0, |time| time.timestamp_millis()),
-        },
-    }
+/// Where the write lies: a dead letter that was sent again, where it lay first.
+fn source(envelope: &Envelope) -> Result<Origin, Fault> {
+    let origin = envelope.origin()?;
+    let (partition, offset, timestamp) = (origin.partition, origin.offset, origin.timestamp);
+    Ok(Origin { topic: origin.topic, partition, offset, timestamp })
 }
 
-fn deletion(envelope: &Envelope) -> Result<Tombstone, Fault> {
+fn deletion(envelope: &Envelope, source: Origin) -> Result<Tombstone, Fault> {
     let post_id = post_id_from_key(envelope.key.as_deref())?;
-    let version = tombstone_version(&envelope.headers)?;
-    Ok(Tombstone { id: point_id(&post_id), order: order(envelope, version), post_id, deleted_at: Utc::now() })
+    let order = Order { version: tombstone_version(&envelope.headers)?, source };
+    Ok(Tombstone { id: point_id(&post_id), order, post_id, deleted_at: Utc::now() })
 }
 
 #[cfg(test)]

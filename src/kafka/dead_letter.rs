@@ -1,15 +1,24 @@
 //! Posts that can never be indexed go to the dead-letter topic byte for byte as they came, with headers that say why
-//! and where from.
+//! and where from. From there they can be read ([`Letters`]), counted ([`summary`]) and sent again ([`replay`]).
 
+mod letter;
+pub mod replay;
+pub mod selection;
+pub mod summary;
+
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio_util::sync::CancellationToken;
 
+pub use self::letter::Letter;
 use super::KafkaConfig;
 use super::envelope::Envelope;
 use super::producer::{Producer, cannot_write};
+use super::scan::Scan;
 use crate::error::{Fault, Reason};
 use crate::metrics::Metrics;
 
@@ -17,12 +26,14 @@ use crate::metrics::Metrics;
 pub const HEADER_REASON: &str = "feedlens-reason";
 /// One sentence for a person, at most 2,000 bytes.
 pub const HEADER_DETAIL: &str = "feedlens-detail";
-/// The topic that the post came from.
+/// The topic that the post came from; of a post that was sent again, here and below, where it came from first.
 pub const HEADER_SOURCE_TOPIC: &str = "feedlens-source-topic";
 /// The partition that the post came from.
 pub const HEADER_SOURCE_PARTITION: &str = "feedlens-source-partition";
 /// The offset that the post came from.
 pub const HEADER_SOURCE_OFFSET: &str = "feedlens-source-offset";
+/// The Kafka timestamp of the post in milliseconds since 1970; 0 where it has none.
+pub const HEADER_SOURCE_TIMESTAMP: &str = "feedlens-source-timestamp";
 /// When it was dead-lettered: RFC 3339, UTC.
 pub const HEADER_TIME: &str = "feedlens-time";
 
@@ -62,11 +73,7 @@ impl DeadLetters {
     /// # Errors
     /// [`Fault::Fatal`] for a configuration that librdkafka refuses.
     pub fn new(config: &KafkaConfig, metrics: Arc<Metrics>) -> Result<Self, Fault> {
-        let mut config = config.clone();
-        // The source's brokers measured the post compressed. Compressed, it has room for our headers under the same
-        // limit; a user's own setting still wins.
-        config.properties.entry("compression.type".to_owned()).or_insert_with(|| "zstd".to_owned());
-        Ok(Self { topic: config.dead_letter_topic.clone(), producer: Producer::new(&config)?, metrics })
+        Ok(Self { topic: config.dead_letter_topic.clone(), producer: producer(config)?, metrics })
     }
 
     /// Sends a post there: key, payload and headers as they came, then our headers. `Ok` when the broker acknowledged
@@ -76,17 +83,19 @@ impl DeadLetters {
     /// A later attempt may succeed, always.
     pub async fn send(&self, envelope: &Envelope, reason: Reason, detail: &str) -> Result<(), SendFault> {
         let mut headers = envelope.headers.clone();
-        let position = &envelope.position;
+        // One that is rejected for its origin came from where it lies.
+        let source = envelope.origin().unwrap_or_else(|_| envelope.own_place());
         let mut add = |name: &str, value: String| headers.push((name.to_owned(), Some(value.into_bytes())));
         add(HEADER_REASON, reason.as_str().to_owned());
         add(HEADER_DETAIL, shortened(detail).to_owned());
-        add(HEADER_SOURCE_TOPIC, position.topic.to_string());
-        add(HEADER_SOURCE_PARTITION, position.partition.to_string());
-        add(HEADER_SOURCE_OFFSET, position.offset.to_string());
+        add(HEADER_SOURCE_TOPIC, source.topic);
+        add(HEADER_SOURCE_PARTITION, source.partition.to_string());
+        add(HEADER_SOURCE_OFFSET, source.offset.to_string());
+        add(HEADER_SOURCE_TIMESTAMP, source.timestamp.to_string());
         add(HEADER_TIME, Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true));
         let payload = envelope.payload.as_deref();
         self.producer
-            .deliver(&self.topic, envelope.key.as_deref(), payload, &headers)
+            .deliver(&self.topic, None, envelope.key.as_deref(), payload, &headers)
             .await
             .map_err(|error| self.fault(envelope, &error))?;
         self.metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]).inc();
@@ -105,6 +114,48 @@ impl DeadLetters {
             position.topic,
         );
         SendFault::TooLarge { detail, retry_after: TOO_LARGE_RETRY }
+    }
+}
+
+/// A producer of messages that get headers of ours. The brokers measured the message compressed; compressed, it has room for
+/// them under the same limit. A user's own setting still wins.
+fn producer(config: &KafkaConfig) -> Result<Producer, Fault> {
+    let mut config = config.clone();
+    config.properties.entry("compression.type".to_owned()).or_insert_with(|| "zstd".to_owned());
+    Producer::new(&config)
+}
+
+/// The dead letters that lie in `kafka.dead_letter_topic` now; those that come meanwhile are left. Joins no group and
+/// commits nothing.
+pub struct Letters {
+    scan: Scan,
+}
+
+impl Letters {
+    /// Asks for the topic's partitions and their ends; `None`: there is no such topic. Blocks.
+    ///
+    /// # Errors
+    /// [`Fault::Fatal`]: the brokers do not answer, or the topic may not be read.
+    pub fn open(config: &KafkaConfig) -> Result<Option<Self>, Fault> {
+        Ok(Scan::open(config, &config.dead_letter_topic)?.map(|scan| Self { scan }))
+    }
+
+    /// Offsets to read; some of them may hold no letter.
+    pub fn offsets(&self) -> u64 {
+        self.scan.offsets()
+    }
+
+    /// Reads from the first to the last of each partition; the memory that it takes does not grow with their number.
+    /// Returns whether all were read: `stop` and `visit` may end it before. Blocks.
+    ///
+    /// # Errors
+    /// [`Fault::Fatal`]: the brokers no longer answer, or the topic may not be read.
+    pub fn read(
+        self,
+        stop: &CancellationToken,
+        mut visit: impl FnMut(Letter) -> ControlFlow<()>,
+    ) -> Result<bool, Fault> {
+        self.scan.run(stop, |message| visit(Letter::read(message)))
     }
 }
 

@@ -65,7 +65,7 @@ fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset) -
     Ok(true)
 }
 
-fn offsets_at<'a>(
+pub(super) fn offsets_at<'a>(
     consumer: &BaseConsumer<Callbacks>,
     partitions: impl Iterator<Item = &'a Partition>,
     at: Offset,
@@ -81,7 +81,7 @@ fn list<'a>(partitions: impl Iterator<Item = &'a Partition>, offset: Offset) -> 
     Ok(list)
 }
 
-fn offset_of(list: &TopicPartitionList, (topic, partition): &Partition) -> Option<i64> {
+pub(super) fn offset_of(list: &TopicPartitionList, (topic, partition): &Partition) -> Option<i64> {
     let element = list.find_partition(topic, *partition)?;
     match (element.error(), element.offset()) {
         (Ok(()), Offset::Offset(offset)) => Some(offset),

@@ -13,10 +13,10 @@ use super::source::Partition;
 
 /// A message that has no claim yet.
 pub(super) struct Message {
-    key: Option<Vec<u8>>,
-    payload: Option<Bytes>,
-    headers: Vec<(String, Option<Vec<u8>>)>,
-    timestamp: Option<DateTime<chrono::Utc>>,
+    pub key: Option<Vec<u8>>,
+    pub payload: Option<Bytes>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub timestamp: Option<DateTime<chrono::Utc>>,
     pub position: Position,
     /// What it counts against the budget.
     pub bytes: u64,

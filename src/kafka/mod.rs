@@ -16,9 +16,11 @@ mod lag;
 mod log;
 mod message;
 pub mod offsets;
+pub mod origin;
 mod poll;
 pub mod producer;
 mod properties;
+mod scan;
 pub mod source;
 
 pub use client::check_reachable;

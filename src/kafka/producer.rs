@@ -43,28 +43,23 @@ impl Producer {
         payload: Option<&[u8]>,
         headers: &[(String, Option<Vec<u8>>)],
     ) -> Result<(i32, i64), Fault> {
-        let delivery = self.deliver(topic, key, payload, headers).await;
-        delivery.map(|delivery| (delivery.partition, delivery.offset)).map_err(|error| match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge) => Fault::reject(
-                Reason::TooLarge,
-                format!(
-                    "a message of {} bytes is larger than topic {topic} takes; raise max.message.bytes of the topic",
-                    payload.map_or(0, <[u8]>::len)
-                ),
-            ),
-            Some(code) if needs_a_person(code) => Fault::fatal(cannot_write(topic, &error)),
-            _ => Fault::retry(Outage::Broker, cannot_write(topic, &error)),
-        })
+        let delivery = self.deliver(topic, None, key, payload, headers).await;
+        delivery
+            .map(|delivery| (delivery.partition, delivery.offset))
+            .map_err(|error| fault_of_send(topic, payload.map_or(0, <[u8]>::len), &error))
     }
 
+    /// `partition` `None`: by the key.
     pub(super) async fn deliver(
         &self,
         topic: &str,
+        partition: Option<i32>,
         key: Option<&[u8]>,
         payload: Option<&[u8]>,
         headers: &[(String, Option<Vec<u8>>)],
     ) -> Result<Delivery, KafkaError> {
         let mut record = FutureRecord::<[u8], [u8]>::to(topic);
+        record.partition = partition;
         record.key = key;
         record.payload = payload;
         if !headers.is_empty() {
@@ -107,6 +102,20 @@ impl Producer {
 
 fn make(config: &KafkaConfig, callbacks: &ProducerCallbacks) -> Result<FutureProducer<ProducerCallbacks>, Fault> {
     config.producer_config().create_with_context(callbacks.clone()).map_err(|error| fault_of_creation(&error))
+}
+
+/// What the error of [`Producer::deliver`] means to who sends: [`Producer::send`].
+pub(super) fn fault_of_send(topic: &str, bytes: usize, error: &KafkaError) -> Fault {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge) => Fault::reject(
+            Reason::TooLarge,
+            format!(
+                "a message of {bytes} bytes is larger than topic {topic} takes; raise max.message.bytes of the topic"
+            ),
+        ),
+        Some(code) if needs_a_person(code) => Fault::fatal(cannot_write(topic, error)),
+        _ => Fault::retry(Outage::Broker, cannot_write(topic, error)),
+    }
 }
 
 pub(super) fn cannot_write(topic: &str, error: &KafkaError) -> String {

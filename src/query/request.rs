@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, Utc};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -11,7 +11,7 @@ use crate::post::ImageSource;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
 use crate::store::Filter;
-use crate::text::{nearest, shortened};
+use crate::text::{self, nearest, shortened};
 
 const REQUEST_FIELDS: &[&str] = &["request_id", "topic", "image", "target", "top_k", "filter"];
 const IMAGE_FIELDS: &[&str] = &["base64", "url", "post_id"];
@@ -275,16 +275,10 @@ fn parse_target(name: &str) -> Result<Target, SearchError> {
     })
 }
 
-/// RFC 3339, or a date alone: its first moment in UTC.
 fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, SearchError> {
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(time.with_timezone(&Utc));
-    }
-    text.parse::<NaiveDate>().map(|date| date.and_time(NaiveTime::MIN).and_utc()).map_err(|_| {
+    text::parse_time(text).map_err(|way_out| {
         let text = shortened(text, SHOWN);
-        SearchError::bad_request(format!(
-            "{field} is {text:?}; write a time as \"2026-11-20T08:30:00Z\" or a day as \"2026-11-20\""
-        ))
+        SearchError::bad_request(format!("{field} is {text:?}; {way_out}"))
     })
 }
 

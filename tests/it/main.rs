@@ -5,6 +5,7 @@
 mod binary;
 mod bundles;
 mod captions;
+mod dead_letters;
 mod demo;
 mod encoder_graphs;
 mod encoder_providers;

@@ -19,7 +19,7 @@ use crate::skip;
 const PARTITIONS: i32 = 4;
 
 /// The configuration for a real broker and a topic name of this test's own; `None`, said loudly, where there is none.
-fn real_broker(test: &str) -> Option<KafkaConfig> {
+pub fn real_broker(test: &str) -> Option<KafkaConfig> {
     let Ok(brokers) = std::env::var("KAFKA_BROKERS") else {
         skip::without("KAFKA_BROKERS is not set; `make services` starts a broker");
         return None;
@@ -35,7 +35,7 @@ fn admin(config: &KafkaConfig) -> AdminClient<DefaultClientContext> {
     config.client_config().create().expect("an admin client")
 }
 
-async fn create_topic(config: &KafkaConfig, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+pub async fn create_topic(config: &KafkaConfig, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     for (key, value) in settings {
         new = new.set(key, value);
