@@ -246,6 +246,8 @@ async fn reject_all(config: &KafkaConfig, count: usize, detail: &str) -> Vec<Env
     envelopes
 }
 
+type Part<'a> = Option<&'a [u8]>;
+
 /// A replayed message is the one that came, to the last byte, and has one header more.
 async fn every_byte_and_header_comes_back(config: &KafkaConfig, producer: &Producer, warm_ups: usize) {
     let own = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
@@ -258,7 +260,7 @@ async fn every_byte_and_header_comes_back(config: &KafkaConfig, producer: &Produ
         own("feedlens-reason", Some(b"of the sender's own")),
         own("feedlens-other", Some(b"too")),
     ];
-    let messages: [(Option<&[u8]>, Option<&[u8]>, &[_]); 6] = [
+    let messages: [(Part<'_>, Part<'_>, &[_]); 6] = [
         (Some(b"\xff\x00key"), Some(&every_byte), &headers),
         (None, Some(b"no key"), &[]),
         (Some(b""), Some(b"an empty key"), &headers[..2]),
