@@ -284,11 +284,11 @@ mod tests {
             let environment = BTreeMap::from([("FEEDLENS__KAFKA__SASL_PASSWORD".to_owned(), text.to_owned())]);
             let set = Overrides {
                 files: vec![],
-                set: vec![format!("kafka.group={text}"), format!("kafka.properties.ssl.key.password={text}")],
+                set: vec![format!("kafka.group={text}"), format!("kafka.properties.ssl.keystore.password={text}")],
             };
             let kafka = Config::load_from(&[], &set, &environment).expect("loads").kafka;
             assert_eq!((kafka.sasl_password.expose(), kafka.group.as_str()), (text, text));
-            assert_eq!(kafka.properties["ssl.key.password"], text);
+            assert_eq!(kafka.properties["ssl.keystore.password"], text);
         }
         assert_eq!(load(&["kafka.group=\"a b\""]).expect("loads").kafka.group, "a b");
         assert_eq!(load(&["kafka.group='1'"]).expect("loads").kafka.group, "1");
@@ -307,13 +307,19 @@ mod tests {
             "kafka.sasl_password=hunter2",
             "store.qdrant.api_key=hunter2",
             "query.api_keys=[\"hunter2\"]",
-            "kafka.properties.ssl.key.password=hunter2",
+            "kafka.oauth.client_secret=hunter2",
+            "kafka.ssl_key_password=hunter2",
             "kafka.properties.ssl.keystore.password=hunter2",
+            "kafka.properties.ssl.key.pem=hunter2",
+            "kafka.sasl_mechanism=OAUTHBEARER",
+            "kafka.security=sasl_plaintext",
+            "kafka.oauth.client_id=ada",
+            "kafka.oauth.token_url=https://id.example.org/token",
         ];
         let config = load(&set).expect("loads");
         let shown = config.to_toml().expect("serialises") + &format!("{config:?}");
-        assert!(!shown.contains("hunter2") && shown.contains("ssl.key.password"), "{shown}");
-        assert_eq!(config.kafka.properties["ssl.key.password"], "hunter2");
+        assert!(!shown.contains("hunter2") && shown.contains("ssl.keystore.password"), "{shown}");
+        assert_eq!(config.kafka.properties["ssl.keystore.password"], "hunter2");
     }
 
     #[test]

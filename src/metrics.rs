@@ -17,6 +17,8 @@ const END_TO_END_SECONDS: [f64; 14] =
 const SEARCH_SOURCES: [&str; 3] = ["http", "kafka", "cli"];
 /// Labels of `searches_total`.
 const SEARCH_OUTCOMES: [&str; 4] = ["ok", "rejected", "overloaded", "unavailable"];
+/// Labels of `kafka_errors_total`.
+const KAFKA_ERRORS: [&str; 5] = ["connection", "tls", "authentication", "authorization", "other"];
 const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// All metrics of a process, in a registry of their own.
@@ -66,6 +68,8 @@ pub struct Metrics {
     pub paused_partitions: IntGauge,
     /// Times that the consumer had to go on elsewhere than where it was.
     pub offset_resets: IntCounter,
+    /// Errors of the brokers, by kind: `connection`, `tls`, `authentication`, `authorization`, `other`.
+    pub kafka_errors: IntCounterVec,
     /// Offset commits that failed for now.
     pub commits_failed: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
@@ -144,8 +148,9 @@ impl Metrics {
             paused_partitions: make.int_gauge("paused_partitions", "Partitions paused for lack of room downstream."),
             offset_resets: make.counter(
                 "offset_resets_total",
-                "Times that messages were gone before they were read, and the consumer went on at kafka.start.",
+                "Times that messages were gone before they were read, and the consumer went on at the earliest left.",
             ),
+            kafka_errors: make.counters("kafka_errors_total", "Errors that consumers got from the brokers.", &["kind"]),
             commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
@@ -164,6 +169,9 @@ impl Metrics {
         }
         for outage in Outage::ALL {
             metrics.posts_retried.with_label_values(&[outage.as_str()]);
+        }
+        for kind in KAFKA_ERRORS {
+            metrics.kafka_errors.with_label_values(&[kind]);
         }
         for source in SEARCH_SOURCES {
             for outcome in SEARCH_OUTCOMES {

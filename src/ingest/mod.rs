@@ -101,8 +101,7 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let preparer = Arc::new(Preparer::new(encoder, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let writer = Arc::new(Writer::new(store.clone(), dead_letters, config.ingest.clone(), metrics.clone()));
-    let subscription =
-        Subscription { topics: vec![config.kafka.posts_topic.clone()], group: config.kafka.group.clone() };
+    let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;
     let (source, envelopes) = Source::start(&config.kafka, subscription, limits, drain, metrics.clone()).await?;

@@ -1,9 +1,10 @@
 //! What librdkafka tells its clients: rebalances and outcomes of commits as events, errors, logs.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -11,14 +12,16 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka_sys as sys;
 
+use super::KafkaConfig;
 use super::log;
-use super::source::SourceStatus;
+use super::oauth::OauthConfig;
+use super::status::SourceStatus;
 
 /// What the callbacks of a consumer saw; the poll thread acts on it after each poll.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// These partitions are now ours, and librdkafka was told so.
-    Assigned(Vec<(String, i32)>),
+    /// These are given to us: librdkafka waits until [`Callbacks::take`] is called.
+    Assigned(TopicPartitionList),
     /// These are to be given back: librdkafka waits until [`Callbacks::give_back`] is called.
     Revoked(TopicPartitionList),
     /// Messages were gone before they were read (the topic's retention, or a topic made anew): the consumer went on
@@ -39,13 +42,14 @@ pub(super) struct CommitOutcome {
 /// Callbacks of every client; those of rebalances and commits become [`Event`]s.
 pub(super) struct Callbacks {
     status: Arc<SourceStatus>,
+    oauth: OauthConfig,
     events: Mutex<VecDeque<Event>>,
     closing: std::sync::atomic::AtomicBool,
 }
 
 impl Callbacks {
-    pub(super) fn new(status: Arc<SourceStatus>) -> Self {
-        Self { status, events: Mutex::default(), closing: false.into() }
+    pub(super) fn new(status: Arc<SourceStatus>, config: &KafkaConfig) -> Self {
+        Self { status, oauth: config.oauth.clone(), events: Mutex::default(), closing: false.into() }
     }
 
     pub(super) fn next_event(&self) -> Option<Event> {
@@ -55,6 +59,20 @@ impl Callbacks {
     /// From here on partitions are given back at once: nobody drains any more.
     pub(super) fn close(&self) {
         self.closing.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Tells librdkafka that we read the assigned partitions, from the offsets in the list where it has some. Whether it
+    /// agrees.
+    pub(super) fn take(consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) -> bool {
+        let result = if is_cooperative(consumer) {
+            consumer.incremental_assign(partitions)
+        } else {
+            consumer.assign(partitions)
+        };
+        if let Err(error) = &result {
+            tracing::error!(%error, "could not take partitions");
+        }
+        result.is_ok()
     }
 
     /// Tells librdkafka that the revoked partitions are let go, so that the rebalance goes on.
@@ -96,6 +114,12 @@ fn is_cooperative(consumer: &BaseConsumer<Callbacks>) -> bool {
 }
 
 impl ClientContext for Callbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.oauth.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         if log::is_offset_reset(level, facility) {
             self.events().push_back(Event::OffsetReset);
@@ -112,15 +136,10 @@ impl ConsumerContext for Callbacks {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let closing = self.closing.load(std::sync::atomic::Ordering::Relaxed);
         if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // Told first: a partition can only be paused or resumed once it is assigned.
-            let result = if is_cooperative(consumer) {
-                consumer.incremental_assign(partitions)
+            if closing {
+                Self::take(consumer, partitions);
             } else {
-                consumer.assign(partitions)
-            };
-            match result {
-                Ok(()) => self.events().push_back(Event::Assigned(names(partitions))),
-                Err(error) => tracing::error!(%error, "could not take partitions"),
+                self.events().push_back(Event::Assigned(partitions.clone()));
             }
         } else if closing {
             Self::give_back(consumer, partitions);
@@ -148,20 +167,17 @@ impl ConsumerContext for Callbacks {
     }
 }
 
-fn names(partitions: &TopicPartitionList) -> Vec<(String, i32)> {
-    partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect()
-}
-
 /// Callbacks of a producer: its errors reach the sender of each message, so here they are only logged, each once until
 /// something is delivered again.
 #[derive(Clone)]
 pub(super) struct ProducerCallbacks {
+    oauth: OauthConfig,
     reported: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl ProducerCallbacks {
-    pub(super) fn new() -> Self {
-        Self { reported: Arc::default() }
+    pub(super) fn new(config: &KafkaConfig) -> Self {
+        Self { oauth: config.oauth.clone(), reported: Arc::default() }
     }
 
     /// A message was acknowledged: the next error is news again.
@@ -171,6 +187,12 @@ impl ProducerCallbacks {
 }
 
 impl ClientContext for ProducerCallbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.oauth.token()
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log::line(level, facility, message);
     }

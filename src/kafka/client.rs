@@ -10,11 +10,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::KafkaConfig;
 use super::callbacks::Callbacks;
 use super::poll::COMMIT_GRACE;
-use super::source::SourceStatus;
+use super::status::SourceStatus;
 use crate::error::Fault;
 
 /// librdkafka settings that feedlens must own, and what to use instead.
-const REFUSED: [(&str, &str); 18] = [
+const REFUSED: [(&str, &str); 23] = [
     ("bootstrap.servers", "set kafka.brokers"),
     ("metadata.broker.list", "set kafka.brokers"),
     ("group.id", "set kafka.group or query.group"),
@@ -24,6 +24,11 @@ const REFUSED: [(&str, &str); 18] = [
     ("sasl.mechanisms", "set kafka.sasl_mechanism"),
     ("sasl.username", "set kafka.sasl_username"),
     ("sasl.password", "set kafka.sasl_password, which is masked wherever it is shown"),
+    ("sasl.oauthbearer.method", "set kafka.oauth"),
+    ("ssl.ca.location", "set kafka.ssl_ca"),
+    ("ssl.certificate.location", "set kafka.ssl_certificate"),
+    ("ssl.key.location", "set kafka.ssl_key"),
+    ("ssl.key.password", "set kafka.ssl_key_password, which is masked wherever it is shown"),
     ("enable.auto.commit", COMMITS),
     ("enable.auto.offset.store", COMMITS),
     ("auto.commit.interval.ms", "set kafka.commit_interval"),
@@ -34,14 +39,15 @@ const REFUSED: [(&str, &str); 18] = [
     ("enable.partition.eof", "feedlens has no use for it"),
     ("log.queue", "feedlens reads the log queue itself"),
 ];
-/// OAUTHBEARER is not among them: librdkafka asks for tokens through libcurl, which it is built without.
-const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 const COMMITS: &str = "feedlens commits what is durable, and nothing else may";
 const ACKNOWLEDGED: &str = "feedlens counts a message as sent when all in-sync replicas have it";
 
 /// The largest that librdkafka takes. The brokers' own limit is the one that counts: what they accepted in one topic
 /// must be able to go to another.
 const MAX_MESSAGE_BYTES: &str = "1000000000";
+
+/// How long the start goes on after the first refusal of a broker.
+const REFUSED_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a sent message may wait for its acknowledgement before the caller hears of it.
 pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,28 +62,14 @@ impl KafkaConfig {
             !self.brokers.trim().is_empty(),
             "kafka.brokers is empty; set it to host:port, several separated by commas"
         );
-        ensure!(
-            ["earliest", "latest"].contains(&self.start.as_str()),
-            "kafka.start is {:?}; use \"earliest\" or \"latest\"",
-            self.start
-        );
-        ensure!(
-            ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&self.security.as_str()),
-            "kafka.security is {:?}; use \"plaintext\", \"ssl\", \"sasl_plaintext\" or \"sasl_ssl\"",
-            self.security
-        );
-        ensure!(
-            self.sasl_mechanism.is_empty() || SASL_MECHANISMS.contains(&self.sasl_mechanism.as_str()),
-            "kafka.sasl_mechanism is {:?}; this build knows {}",
-            self.sasl_mechanism,
-            SASL_MECHANISMS.map(|known| format!("{known:?}")).join(", ")
-        );
-        ensure!(
-            self.security.starts_with("sasl_") != self.sasl_mechanism.is_empty(),
-            "kafka.security {:?} and kafka.sasl_mechanism {:?} do not fit together; set both for SASL, or neither",
-            self.security,
-            self.sasl_mechanism
-        );
+        self.parse_start()?;
+        for topic in self.posts_topics() {
+            ensure!(
+                !topic.trim().is_empty(),
+                "a topic of posts has no name; look at kafka.posts_topic and kafka.further_posts_topics"
+            );
+        }
+        self.check_security()?;
         for (key, way_out) in REFUSED {
             if self.properties.contains_key(key) {
                 bail!("kafka.properties: {key:?} cannot be set here; {way_out}");
@@ -136,15 +128,9 @@ impl KafkaConfig {
             .set_log_level(RDKafkaLogLevel::Info)
             .set("bootstrap.servers", &self.brokers)
             .set("client.id", "feedlens")
-            .set("security.protocol", &self.security)
             // A worker that starts before its topic exists, or a topic that grows, is noticed within this.
             .set("topic.metadata.refresh.interval.ms", "30000");
-        if !self.sasl_mechanism.is_empty() {
-            config
-                .set("sasl.mechanism", &self.sasl_mechanism)
-                .set("sasl.username", &self.sasl_username)
-                .set("sasl.password", self.sasl_password.expose());
-        }
+        self.set_security(&mut config);
         self.with_properties(config)
     }
 
@@ -154,7 +140,9 @@ impl KafkaConfig {
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", &self.start)
+            // `kafka.start` is for partitions without a commit, and `start` sees to it. A reset is for posts that are gone:
+            // at the end, it would lose those that are left.
+            .set("auto.offset.reset", "earliest")
             // librdkafka's read-ahead is memory too, and its default of 64 MiB is half of what is in flight.
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.max.bytes", "16777216")
@@ -190,14 +178,15 @@ impl KafkaConfig {
 /// Asks the brokers for their metadata.
 ///
 /// # Errors
-/// [`Fault::Fatal`] that names the brokers and `kafka.brokers` if none answers within `kafka.start_timeout`.
+/// [`Fault::Fatal`] that names the brokers and `kafka.brokers` if none answers within `kafka.start_timeout`, or says why
+/// they refuse this client.
 pub async fn check_reachable(config: &KafkaConfig) -> Result<(), Fault> {
     let config = config.clone();
     tokio::task::spawn_blocking(move || {
-        let status = SourceStatus::new(&config.brokers);
+        let status = SourceStatus::new(&config.brokers, None);
         let consumer = config
             .client_config()
-            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(status.clone()))
+            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(status.clone(), &config))
             .map_err(|error| fault_of_creation(&error))?;
         wait_until_reachable(&consumer, &status, &config)
     })
@@ -211,21 +200,33 @@ pub(super) fn wait_until_reachable(
     status: &SourceStatus,
     config: &KafkaConfig,
 ) -> Result<(), Fault> {
-    let deadline = Instant::now() + config.start_timeout;
+    let mut deadline = Instant::now() + config.start_timeout;
+    let mut is_refused = false;
     loop {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let answer = consumer.fetch_metadata(None, remaining.min(Duration::from_secs(1)));
-        // Errors with their reasons arrive as events, which only polling serves.
+        // Errors with their reasons arrive as events, which only polling serves; so do requests for tokens.
         while consumer.poll(Duration::from_millis(20)).is_some() {}
-        match answer {
+        if !is_refused && status.refusal().is_some() {
+            // Waiting is in vain; but of several brokers another one may take us.
+            is_refused = true;
+            deadline = deadline.min(Instant::now() + REFUSED_GRACE);
+        }
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        match consumer.fetch_metadata(None, remaining.min(Duration::from_millis(500))) {
             Ok(_) => {
                 status.recovered();
                 return Ok(());
             }
             Err(error) if Instant::now() >= deadline => {
+                if let Some(refusal) = status.refusal() {
+                    return Err(Fault::fatal(format!(
+                        "the Kafka brokers {} refuse this client: {refusal}",
+                        config.brokers
+                    )));
+                }
                 let reason = status.last_error().unwrap_or_else(|| error.to_string());
                 return Err(Fault::fatal(format!(
-                    "no Kafka broker of {} answered within {:?} ({reason}); start the brokers or set kafka.brokers",
+                    "no Kafka broker of {} answered within {:?} ({reason}); start the brokers, or look at kafka.brokers and \
+                     kafka.security",
                     config.brokers, config.start_timeout
                 )));
             }
@@ -278,12 +279,8 @@ mod tests {
     fn wrong_values_are_named_with_the_way_out() {
         for (assignment, parts) in [
             ("kafka.start=newest", ["kafka.start", "earliest"]),
-            ("kafka.security=tls", ["kafka.security", "sasl_ssl"]),
-            ("kafka.security=sasl_ssl", ["kafka.sasl_mechanism", "set both"]),
-            ("kafka.sasl_mechanism=PLAIN", ["kafka.security", "or neither"]),
+            ("kafka.further_posts_topics=[\"\"]", ["no name", "kafka.further_posts_topics"]),
             ("kafka.brokers=\"\"", ["kafka.brokers", "host:port"]),
-            ("kafka.sasl_mechanism=OAUTHBEARER", ["kafka.sasl_mechanism", "SCRAM-SHA-256"]),
-            ("kafka.sasl_mechanism=GSSAPI", ["kafka.sasl_mechanism", "PLAIN"]),
             ("kafka.pause_after=4m", ["kafka.pause_after", "max.poll.interval.ms"]),
             ("ingest.drain_timeout=41s", ["ingest.drain_timeout (41s)", "session.timeout.ms (45s)"]),
             ("query.timeout=41s", ["query.timeout (41s)", "session.timeout.ms (45s)"]),

@@ -119,6 +119,12 @@ impl Ownership {
 }
 
 impl Progress {
+    /// The period starts there by `kafka.start`, which is worth a commit: where a group starts is decided once.
+    pub(super) fn begin_at(&mut self, offset: i64) {
+        self.began_at = Some(offset);
+        self.offsets.begin_at(offset);
+    }
+
     fn hand_out(&mut self, offset: i64) {
         self.offsets.track(offset);
         self.live += 1;

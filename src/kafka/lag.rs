@@ -10,6 +10,7 @@ use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::callbacks::Callbacks;
+use super::security::Refusal;
 use super::source::{Partition, Shared};
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -17,13 +18,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Measures at each signal and every [`INTERVAL`], until the other end of `signals` is gone.
-fn run(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset, signals: &Receiver<()>) {
+fn run(consumer: &BaseConsumer<Callbacks>, shared: &Shared, signals: &Receiver<()>) {
     loop {
         match signals.recv_timeout(INTERVAL) {
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        match measure(consumer, shared, start) {
+        match measure(consumer, shared) {
             Ok(true) => shared.status.recovered(),
             Ok(false) => {}
             Err(error) => tracing::debug!(%error, "the lag is not known"),
@@ -32,7 +33,7 @@ fn run(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset, signa
 }
 
 /// Returns whether brokers answered.
-fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset) -> KafkaResult<bool> {
+fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared) -> KafkaResult<bool> {
     let owned = shared.owned().iter().map(|(partition, it)| (partition.clone(), it.clone())).collect::<Vec<_>>();
     if owned.is_empty() {
         // A member without partitions asks nothing, and would not notice that brokers that were away are back.
@@ -40,6 +41,15 @@ fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset) -
         return if is_away { consumer.fetch_metadata(None, ANSWER_TIMEOUT).map(|_| true) } else { Ok(false) };
     }
     let ends = offsets_at(consumer, owned.iter().map(|(partition, _)| partition), Offset::End)?;
+    // A topic that may no longer be read answers for each partition alone.
+    let refused = ends
+        .elements()
+        .iter()
+        .filter_map(|element| element.error().err())
+        .find(|error| error.rdkafka_error_code().and_then(|code| Refusal::of(code, "")).is_some());
+    if let Some(error) = refused {
+        return Err(error);
+    }
 
     let is_unknown =
         |ownership: &super::envelope::Progress| ownership.watermark().is_none() && ownership.began_at.is_none();
@@ -47,7 +57,7 @@ fn measure(consumer: &BaseConsumer<Callbacks>, shared: &Shared, start: Offset) -
     if !unknown.is_empty() {
         let partitions = list(unknown.iter().map(|(partition, _)| partition), Offset::Invalid)?;
         let committed = consumer.committed_offsets(partitions, ANSWER_TIMEOUT)?;
-        let begins = offsets_at(consumer, unknown.iter().map(|(partition, _)| partition), start)?;
+        let begins = offsets_at(consumer, unknown.iter().map(|(partition, _)| partition), Offset::Beginning)?;
         for (partition, ownership) in unknown {
             ownership.lock().began_at = offset_of(&committed, partition).or(offset_of(&begins, partition));
         }
@@ -89,16 +99,13 @@ pub(super) fn offset_of(list: &TopicPartitionList, (topic, partition): &Partitio
     }
 }
 
-/// Starts the thread; it ends when the returned sender is dropped. `start` is where a group without commits begins:
-/// [`Offset::Beginning`] or [`Offset::End`].
+/// Starts the thread; it ends when the returned sender is dropped.
 pub(super) fn spawn(
     consumer: Arc<BaseConsumer<Callbacks>>,
     shared: Arc<Shared>,
-    start: Offset,
 ) -> std::io::Result<(std::sync::mpsc::SyncSender<()>, std::thread::JoinHandle<()>)> {
     let (sender, signals) = std::sync::mpsc::sync_channel(1);
-    let handle = std::thread::Builder::new()
-        .name("kafka-lag".to_owned())
-        .spawn(move || run(&consumer, &shared, start, &signals))?;
+    let handle =
+        std::thread::Builder::new().name("kafka-lag".to_owned()).spawn(move || run(&consumer, &shared, &signals))?;
     Ok((sender, handle))
 }

@@ -15,24 +15,31 @@ mod envelope;
 mod lag;
 mod log;
 mod message;
+mod oauth;
 pub mod offsets;
 pub mod origin;
 mod poll;
 pub mod producer;
 mod properties;
 mod scan;
+mod security;
 pub mod source;
+mod start;
+mod status;
 
 pub use client::check_reachable;
 pub use dead_letter::{DeadLetters, SendFault};
 pub use embedded::EmbeddedBroker;
 pub use envelope::{Envelope, InflightLimits, Position};
+pub use oauth::OauthConfig;
 pub use producer::Producer;
 pub use properties::Properties;
-pub use source::{DrainReport, Source, SourceStatus, StatusSlot, Subscription};
+pub use source::{DrainReport, Source, Subscription};
+pub use status::{SourceStatus, StatusSlot};
 
 use crate::config::Secret;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Section `[kafka]` of the configuration; the comments of `config/default.toml` are the reference.
@@ -41,25 +48,38 @@ use std::time::Duration;
 pub struct KafkaConfig {
     /// host:port, comma-separated.
     pub brokers: String,
-    /// Topic of posts.
+    /// Topic of posts; `produce` writes to it.
     pub posts_topic: String,
+    /// Further topics of posts, which are read beside it.
+    pub further_posts_topics: Vec<String>,
     /// The group that shares the posts.
     pub group: String,
     /// Rejected posts.
     pub dead_letter_topic: String,
-    /// Where a group without commits starts, and one whose next message is gone goes on: "earliest" or "latest".
+    /// Where a partition starts in which the group has no commit: "earliest", "latest", a time in RFC 3339, or offsets as
+    /// "posts[0]@1200, posts[1]@1340".
     pub start: String,
     /// Committed offsets are written this often.
     #[serde(with = "humantime_serde")]
     pub commit_interval: Duration,
     /// Security: "plaintext", "ssl", "sasl_plaintext", "sasl_ssl".
     pub security: String,
-    /// For SASL: "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512".
+    /// For "ssl" and "sasl_ssl", PEM: the authorities that sign the brokers' certificates; empty: the system's.
+    pub ssl_ca: PathBuf,
+    /// PEM: the certificate that this client shows, for brokers that ask for one.
+    pub ssl_certificate: PathBuf,
+    /// PEM: the private key of `ssl_certificate`.
+    pub ssl_key: PathBuf,
+    /// Of an encrypted `ssl_key`.
+    pub ssl_key_password: Secret,
+    /// For SASL: "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512" or "OAUTHBEARER".
     pub sasl_mechanism: String,
     /// For PLAIN and SCRAM.
     pub sasl_username: String,
     /// For PLAIN and SCRAM.
     pub sasl_password: Secret,
+    /// For OAUTHBEARER.
+    pub oauth: OauthConfig,
     /// A broker that does not answer within this at the start ends the start with exit code 1.
     #[serde(with = "humantime_serde")]
     pub start_timeout: Duration,
@@ -68,4 +88,11 @@ pub struct KafkaConfig {
     pub pause_after: Duration,
     /// Any further librdkafka setting, as it is.
     pub properties: Properties,
+}
+
+impl KafkaConfig {
+    /// All topics of posts.
+    pub fn posts_topics(&self) -> Vec<String> {
+        std::iter::once(&self.posts_topic).chain(&self.further_posts_topics).cloned().collect()
+    }
 }

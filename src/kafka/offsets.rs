@@ -12,11 +12,17 @@ pub struct OffsetTracker {
     unsettled: BTreeSet<i64>,
     /// The last offset that was handed out; the consumer's position is behind it.
     highest: Option<i64>,
-    /// Whether anything was settled: before that there is nothing to commit.
+    /// Whether anything was settled, or the beginning set: before that there is nothing to commit.
     moved: bool,
 }
 
 impl OffsetTracker {
+    /// The next message to be read lies here or behind, and nothing before it is wanted.
+    pub fn begin_at(&mut self, offset: i64) {
+        self.highest = Some(offset - 1);
+        self.moved = true;
+    }
+
     /// A message was handed to the pipeline. An offset at or below an earlier one means that the partition was rewound
     /// (its log was truncated, or it was read again): everything from there on counts as unread.
     pub fn track(&mut self, offset: i64) {
@@ -32,7 +38,7 @@ impl OffsetTracker {
     }
 
     /// The offset to commit, Kafka's way: the next one to read, with everything tracked below it settled. `None` before
-    /// anything was settled.
+    /// anything was settled or the beginning set.
     pub fn watermark(&self) -> Option<i64> {
         let past_highest = self.highest? + 1;
         self.moved.then(|| self.unsettled.first().map_or(past_highest, |lowest| past_highest.min(*lowest)))
@@ -55,6 +61,20 @@ mod tests {
             let offsets = offsets.into_iter().collect::<Vec<_>>();
             (Just(offsets.clone()), Just(offsets).prop_shuffle())
         })
+    }
+
+    #[test]
+    fn a_beginning_is_committed_before_any_message_and_never_passed_unsettled() {
+        let mut tracker = OffsetTracker::default();
+        tracker.begin_at(40);
+        assert_eq!(tracker.watermark(), Some(40));
+        tracker.track(42);
+        assert_eq!(tracker.watermark(), Some(42), "41 is a gap");
+        tracker.track(43);
+        tracker.settle(43);
+        assert_eq!(tracker.watermark(), Some(42));
+        tracker.settle(42);
+        assert_eq!(tracker.watermark(), Some(44));
     }
 
     proptest! {

@@ -1,6 +1,9 @@
 //! The poll thread. Everything that librdkafka says arrives here in one order: messages, assignments, revocations,
 //! outcomes of commits. Nothing here waits for long: a thread that stops polling is evicted from its group.
 
+mod commit;
+mod rebalance;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -9,52 +12,27 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::{mpsc, oneshot};
 
+use self::commit::{Drain, Progress};
+use self::rebalance::{Assignment, Revocation};
 use super::KafkaConfig;
-use super::callbacks::{Callbacks, CommitOutcome, Event};
+use super::callbacks::{Callbacks, Event};
 use super::client::{fault_of_creation, wait_until_reachable};
 use super::envelope::{Claim, Envelope, Ownership};
 use super::lag;
 use super::message::Message;
 use super::source::{DrainReport, Partition, Shared, Subscription};
+use super::start::Start;
 use crate::error::Fault;
+
+pub(super) use self::commit::COMMIT_GRACE;
 
 /// A poll without messages returns after this, so that a stop or a due commit is noticed.
 const POLL: Duration = Duration::from_millis(100);
 /// The same while room, a drain or the answer to a commit is waited for.
 const POLL_WHILE_WAITING: Duration = Duration::from_millis(20);
-/// After a drain the last commit may take this long; then its posts come again.
-pub(super) const COMMIT_GRACE: Duration = Duration::from_secs(5);
-/// Between attempts of the last commit of a drain.
-const COMMIT_RETRY: Duration = Duration::from_millis(200);
-/// A commit whose answer does not come by then no longer holds up the next one.
-const COMMIT_ANSWER: Duration = Duration::from_secs(30);
-
-/// Partitions on their way out of our hands: wait for what is in the pipeline, then commit.
-struct Drain {
-    partitions: Vec<(Partition, Arc<Ownership>)>,
-    deadline: Instant,
-    /// When the waiting was over; from here on the commit has [`COMMIT_GRACE`].
-    committing_since: Option<Instant>,
-    /// The group goes on without us: no later commit can be accepted either.
-    is_refused: bool,
-}
-
-/// Where a drain stands.
-#[derive(PartialEq, Eq)]
-enum Progress {
-    Waiting,
-    Done { committed: bool },
-}
-
-/// A revocation that librdkafka waits for.
-struct Revocation {
-    list: TopicPartitionList,
-    drain: Drain,
-}
-
 /// The state of the poll thread.
 pub(super) struct Poller {
     consumer: Arc<BaseConsumer<Callbacks>>,
@@ -68,6 +46,7 @@ pub(super) struct Poller {
     paused: bool,
     /// Our share of the gauge, which other sources move too.
     paused_told: usize,
+    assignments: Vec<Assignment>,
     revocations: Vec<Revocation>,
     stopping: Option<(Drain, u64)>,
     commit_sent: Option<Instant>,
@@ -75,6 +54,7 @@ pub(super) struct Poller {
     commit_retry: Instant,
     commits_fail: bool,
     commit_interval: Duration,
+    start: Start,
     pause_after: Duration,
     drain_timeout: Duration,
     lag: (SyncSender<()>, JoinHandle<()>),
@@ -89,9 +69,10 @@ impl Poller {
         shared: Arc<Shared>,
         sender: mpsc::Sender<Envelope>,
     ) -> Result<Self, Fault> {
+        let start = config.parse_start().map_err(|error| Fault::fatal(format!("{error:#}")))?;
         let consumer = config
             .consumer_config(&subscription.group)
-            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(shared.status.clone()))
+            .create_with_context::<_, BaseConsumer<_>>(Callbacks::new(shared.status.clone(), config))
             .map_err(|error| fault_of_creation(&error))?;
         let consumer = Arc::new(consumer);
         wait_until_reachable(&consumer, &shared.status, config)?;
@@ -99,8 +80,7 @@ impl Poller {
         consumer
             .subscribe(&topics)
             .map_err(|error| Fault::fatal(format!("cannot subscribe to {}: {error}", topics.join(", "))))?;
-        let start = if config.start == "latest" { Offset::End } else { Offset::Beginning };
-        let lag = lag::spawn(consumer.clone(), shared.clone(), start)
+        let lag = lag::spawn(consumer.clone(), shared.clone())
             .map_err(|error| Fault::fatal(format!("the Kafka lag thread cannot be started: {error}")))?;
         Ok(Self {
             consumer,
@@ -111,6 +91,7 @@ impl Poller {
             held_since: None,
             paused: false,
             paused_told: 0,
+            assignments: Vec::new(),
             revocations: Vec::new(),
             stopping: None,
             commit_sent: None,
@@ -118,6 +99,7 @@ impl Poller {
             commit_retry: Instant::now(),
             commits_fail: false,
             commit_interval: config.commit_interval,
+            start,
             pause_after: config.pause_after,
             drain_timeout,
             lag,
@@ -132,6 +114,7 @@ impl Poller {
                 break Ok(report);
             }
             self.advance_revocations();
+            self.advance_assignments();
             self.hand_out_held();
             self.commit_if_due();
             if let Some(waiting) = self.wait_for_room() {
@@ -139,7 +122,7 @@ impl Poller {
                 continue;
             }
             match self.consumer.clone().poll(self.poll_timeout()) {
-                Some(Ok(message)) => self.take(&message),
+                Some(Ok(message)) => self.hold(&message),
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => break Err(fatal(code, &self.shared)),
                 // The error callback was told too, and with the reason.
                 Some(Err(error)) => tracing::debug!(%error, "poll"),
@@ -163,9 +146,7 @@ impl Poller {
         }
         self.tell_partitions();
         self.consumer.context().close();
-        for revocation in self.revocations.drain(..) {
-            Callbacks::give_back(&self.consumer, &revocation.list);
-        }
+        self.answer_all();
         // The lag thread goes first: whoever drops the consumer last closes it, and that is to be this thread.
         let (signals, thread) = self.lag;
         drop(signals);
@@ -175,13 +156,13 @@ impl Poller {
     }
 
     fn poll_timeout(&self) -> Duration {
-        if self.paused || !self.revocations.is_empty() || self.stopping.is_some() {
+        if self.paused || !self.revocations.is_empty() || self.stopping.is_some() || !self.assignments.is_empty() {
             return POLL_WHILE_WAITING;
         }
         POLL.min(self.commit_due.saturating_duration_since(Instant::now()))
     }
 
-    fn take(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) {
+    fn hold(&mut self, message: &rdkafka::message::BorrowedMessage<'_>) {
         if self.sender.is_none() {
             return;
         }
@@ -282,58 +263,11 @@ impl Poller {
     fn handle_events(&mut self) {
         while let Some(event) = self.consumer.context().next_event() {
             match event {
-                Event::Assigned(partitions) => self.assigned(partitions),
+                Event::Assigned(list) => self.assigned(list),
                 Event::Revoked(list) => self.revoked(list),
                 Event::OffsetReset => self.shared.metrics.offset_resets.inc(),
                 Event::Committed { error, outcomes } => self.committed(error, outcomes),
             }
-        }
-    }
-
-    fn assigned(&mut self, partitions: Vec<(String, i32)>) {
-        tracing::info!(partitions = ?partitions, "partitions assigned");
-        for (topic, partition) in partitions {
-            let key = (super::message::intern(&mut self.topics, &topic), partition);
-            self.shared.owned().insert(key, Arc::new(Ownership::default()));
-        }
-        // A pause outlives a reassignment inside librdkafka, so that each partition is told what holds now.
-        if self.paused {
-            self.pause()
-        } else {
-            self.resume()
-        }
-        self.shared.status.forget_errors();
-        // A full channel means that the lag is about to be measured.
-        let _ = self.lag.0.try_send(());
-    }
-
-    fn revoked(&mut self, list: TopicPartitionList) {
-        let keys = list.elements().iter().map(|it| (it.topic().to_owned(), it.partition())).collect::<Vec<_>>();
-        tracing::info!(partitions = ?keys, "partitions revoked");
-        let mut partitions = Vec::new();
-        for (topic, partition) in keys {
-            let key = (super::message::intern(&mut self.topics, &topic), partition);
-            if let Some(ownership) = self.shared.disown(&key) {
-                partitions.push((key, ownership));
-            }
-        }
-        self.tell_partitions();
-        let deadline = Instant::now() + self.drain_timeout;
-        self.revocations.push(Revocation { list, drain: Drain::new(partitions, deadline) });
-    }
-
-    fn advance_revocations(&mut self) {
-        for mut revocation in std::mem::take(&mut self.revocations) {
-            let lost = self.consumer.assignment_lost();
-            if !lost && self.advance(&mut revocation.drain) == Progress::Waiting {
-                self.revocations.push(revocation);
-                continue;
-            }
-            let left = revocation.drain.unsettled();
-            if left > 0 {
-                tracing::warn!(posts = left, lost, "partitions went before these posts were settled; they come again");
-            }
-            Callbacks::give_back(&self.consumer, &revocation.list);
         }
     }
 
@@ -364,124 +298,6 @@ impl Poller {
     fn owned_partitions(&self) -> Vec<(Partition, Arc<Ownership>)> {
         self.shared.owned().iter().map(|(partition, it)| (partition.clone(), it.clone())).collect()
     }
-
-    fn advance(&mut self, drain: &mut Drain) -> Progress {
-        let now = Instant::now();
-        if now < drain.deadline && !drain.partitions.iter().all(|(_, ownership)| ownership.lock().is_drained()) {
-            return Progress::Waiting;
-        }
-        if drain.partitions.iter().all(|(_, ownership)| ownership.lock().to_commit().is_none()) {
-            return Progress::Done { committed: true };
-        }
-        let since = *drain.committing_since.get_or_insert(now);
-        if drain.is_refused || now.duration_since(since) >= COMMIT_GRACE {
-            tracing::warn!("the last commit was not accepted; posts since the one before come again");
-            return Progress::Done { committed: false };
-        }
-        if now >= self.commit_retry {
-            self.commit(&drain.partitions);
-        }
-        Progress::Waiting
-    }
-
-    fn commit_if_due(&mut self) {
-        if Instant::now() >= self.commit_due && self.stopping.is_none() {
-            self.commit_due = Instant::now() + self.commit_interval;
-            let owned = self.owned_partitions();
-            self.commit(&owned);
-        }
-    }
-
-    /// Asks for a commit of what is settled without a gap. One at a time: while the brokers are away they would pile up.
-    fn commit(&mut self, partitions: &[(Partition, Arc<Ownership>)]) {
-        if self.commit_sent.is_some_and(|sent| sent.elapsed() < COMMIT_ANSWER) {
-            return;
-        }
-        let mut list = TopicPartitionList::new();
-        for ((topic, partition), ownership) in partitions {
-            let Some(watermark) = ownership.lock().to_commit() else { continue };
-            if let Err(error) = list.add_partition_offset(topic, *partition, Offset::Offset(watermark)) {
-                tracing::error!(%error, "an offset that cannot be committed. This is a bug.");
-            }
-        }
-        if list.count() == 0 {
-            return;
-        }
-        match Callbacks::commit(&self.consumer, &list) {
-            Ok(()) => self.commit_sent = Some(Instant::now()),
-            Err(error) => self.commit_failed(&error),
-        }
-    }
-
-    fn committed(&mut self, error: Option<KafkaError>, outcomes: Vec<CommitOutcome>) {
-        let sent = self.commit_sent.take();
-        let mut first_error = error;
-        for CommitOutcome { topic, partition, result } in outcomes {
-            match result {
-                Ok(offset) => {
-                    let key = (super::message::intern(&mut self.topics, &topic), partition);
-                    let owned = self.shared.owned().get(&key).cloned();
-                    let leaving = self.revocations.iter().flat_map(|revocation| &revocation.drain.partitions);
-                    let leaving = leaving.filter(|(partition, _)| *partition == key).map(|(_, it)| it.clone());
-                    for ownership in owned.into_iter().chain(leaving) {
-                        ownership.lock().acknowledged = Some(offset);
-                    }
-                }
-                Err(error) => first_error = first_error.or(Some(error)),
-            }
-        }
-        match first_error {
-            Some(error) => {
-                if excludes_us(&error) {
-                    let drains = self.revocations.iter_mut().map(|revocation| &mut revocation.drain);
-                    for drain in drains.chain(self.stopping.iter_mut().map(|(drain, _)| drain)) {
-                        // A commit from before the drain may have met the generation before.
-                        drain.is_refused |= sent >= drain.committing_since && drain.committing_since.is_some();
-                    }
-                }
-                self.commit_failed(&error);
-            }
-            None if self.commits_fail => {
-                self.commits_fail = false;
-                tracing::info!("offsets are committed again");
-            }
-            None => {}
-        }
-    }
-
-    fn commit_failed(&mut self, error: &KafkaError) {
-        self.shared.metrics.commits_failed.inc();
-        self.commit_retry = Instant::now() + COMMIT_RETRY;
-        if self.commits_fail {
-            tracing::debug!(%error, "offsets could not be committed");
-        } else {
-            tracing::warn!(%error, "offsets could not be committed; trying on, nothing is lost");
-        }
-        self.commits_fail = true;
-    }
-}
-
-impl Drain {
-    fn new(partitions: Vec<(Partition, Arc<Ownership>)>, deadline: Instant) -> Self {
-        Self { partitions, deadline, committing_since: None, is_refused: false }
-    }
-
-    fn unsettled(&self) -> u64 {
-        self.partitions.iter().map(|(_, ownership)| ownership.lock().unsettled() as u64).sum()
-    }
-}
-
-/// Whether the group has gone on without this member; waiting only holds the others up.
-fn excludes_us(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::IllegalGeneration
-                | RDKafkaErrorCode::UnknownMemberId
-                | RDKafkaErrorCode::FencedInstanceId
-                | RDKafkaErrorCode::FencedMemberEpoch
-        )
-    )
 }
 
 /// librdkafka's own word for "this consumer will never work again".

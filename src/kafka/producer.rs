@@ -26,7 +26,7 @@ impl Producer {
     /// # Errors
     /// [`Fault::Fatal`] for a configuration that librdkafka refuses.
     pub fn new(config: &KafkaConfig) -> Result<Self, Fault> {
-        let callbacks = ProducerCallbacks::new();
+        let callbacks = ProducerCallbacks::new(config);
         let client = RwLock::new(make(config, &callbacks)?);
         Ok(Self { config: config.clone(), client, callbacks })
     }

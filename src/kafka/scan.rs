@@ -16,7 +16,8 @@ use super::callbacks::Callbacks;
 use super::client::{fault_of_creation, needs_a_person, wait_until_reachable};
 use super::lag::{offset_of, offsets_at};
 use super::message::Message;
-use super::source::{Partition, SourceStatus};
+use super::source::Partition;
+use super::status::SourceStatus;
 use crate::error::Fault;
 
 /// A question to the brokers is answered within this, or they are out of order.
@@ -49,12 +50,11 @@ impl Scan {
         let mut settings = config.consumer_config(&config.group);
         settings
             // Behind the last message there may be only what a transaction left.
-            .set("enable.partition.eof", "true")
-            // Messages that the retention takes meanwhile are passed over, not all up to the end.
-            .set("auto.offset.reset", "earliest");
-        let status = SourceStatus::new(&config.brokers);
-        let consumer: BaseConsumer<_> =
-            settings.create_with_context(Callbacks::new(status.clone())).map_err(|error| fault_of_creation(&error))?;
+            .set("enable.partition.eof", "true");
+        let status = SourceStatus::new(&config.brokers, None);
+        let consumer: BaseConsumer<_> = settings
+            .create_with_context(Callbacks::new(status.clone(), config))
+            .map_err(|error| fault_of_creation(&error))?;
         wait_until_reachable(&consumer, &status, config)?;
         let mut scan = Self { consumer, status, topic: topic.into(), partitions: BTreeMap::new() };
         let Some(count) = scan.count_partitions()? else { return Ok(None) };

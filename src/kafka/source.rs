@@ -1,27 +1,23 @@
 //! The source of messages: a consumer on a thread of its own that never stops polling, seen from async code as a bounded
 //! stream of [`Envelope`]s.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntGauge, IntGaugeVec};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::KafkaConfig;
 use super::envelope::{Envelope, Inflight, InflightLimits, Ownership};
 use super::poll::Poller;
-use crate::error::{Fault, Outage};
+use super::status::SourceStatus;
+use crate::error::Fault;
 use crate::metrics::Metrics;
 
 /// Beyond the drain deadline: the last commit, and leaving the group.
 const CLOSE_GRACE: Duration = Duration::from_secs(10);
-
-/// A poll thread that has not polled for so long hangs: it polls several times a second, and waits for nothing longer than
-/// a request to a broker.
-const HUNG_AFTER: Duration = Duration::from_secs(30);
 
 /// What is consumed, and with whom it is shared.
 #[derive(Debug, Clone)]
@@ -69,11 +65,12 @@ impl Source {
         metrics: Arc<Metrics>,
     ) -> Result<(Self, mpsc::Receiver<Envelope>), Fault> {
         let is_posts = subscription.topics.contains(&config.posts_topic);
+        let status = SourceStatus::new(&config.brokers, Some(metrics.kafka_errors.clone()));
         let metrics = SourceMetrics::new(&metrics, is_posts);
         let shared = Arc::new(Shared {
             inflight: Inflight::new(limits, metrics.inflight_posts.clone(), metrics.inflight_bytes.clone()),
             owned: Mutex::default(),
-            status: SourceStatus::new(&config.brokers),
+            status,
             stop: Mutex::default(),
             metrics,
         });
@@ -221,201 +218,33 @@ impl SourceMetrics {
     }
 }
 
-/// Where a worker tells how its consumer is, for `/readyz`; empty until the consumer has started.
-#[derive(Debug, Clone, Default)]
-pub struct StatusSlot(Arc<OnceLock<Arc<SourceStatus>>>);
-
-impl StatusSlot {
-    /// Tells; only the first telling counts.
-    pub fn fill(&self, status: Arc<SourceStatus>) {
-        let _ = self.0.set(status);
-    }
-
-    /// Whether the consumer can do its work.
-    ///
-    /// # Errors
-    /// [`Fault::Retry`] that says why it cannot.
-    pub fn ready(&self) -> Result<(), Fault> {
-        match self.0.get() {
-            None => Err(not_ready("the consumer has not started yet")),
-            Some(status) => status.snapshot().ready(),
-        }
-    }
-
-    /// Whether only a new process helps: the poll thread hangs.
-    ///
-    /// # Errors
-    /// [`Fault::Retry`] that says for how long.
-    pub fn alive(&self) -> Result<(), Fault> {
-        self.0.get().map_or(Ok(()), |status| status.snapshot().alive())
-    }
-}
-
-fn not_ready(detail: impl Into<String>) -> Fault {
-    Fault::retry(Outage::Broker, detail)
-}
-
-/// How a consumer is, kept by its poll thread.
-#[derive(Debug)]
-pub struct SourceStatus {
-    brokers: String,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    connected: bool,
-    assigned: usize,
-    paused: usize,
-    last_error: Option<String>,
-    last_poll: Option<Instant>,
-    reported: BTreeSet<String>,
-}
-
-/// [`SourceStatus`] at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatusSnapshot {
-    /// Whether some broker answered and not all of them have been away since.
-    pub connected: bool,
-    /// Partitions assigned to this consumer; 0 while the group settles, and in a group with more members than partitions.
-    pub assigned: usize,
-    /// Partitions paused for lack of room downstream.
-    pub paused: usize,
-    /// The last error of the brokers, the network or the group; cleared when the brokers answer again and when partitions
-    /// are assigned.
-    pub last_error: Option<String>,
-    /// Time since the last poll; more than seconds means that the poll thread hangs.
-    pub since_poll: Option<Duration>,
-}
-
-impl StatusSnapshot {
-    /// Whether the consumer can do its work. One without partitions can: the group settles, or has more members than there
-    /// are partitions.
-    ///
-    /// # Errors
-    /// [`Fault::Retry`]: no broker answers, or the poll thread hangs.
-    pub fn ready(&self) -> Result<(), Fault> {
-        if !self.connected {
-            let reason = self.last_error.as_deref().unwrap_or("none has answered yet");
-            return Err(not_ready(format!("no broker answers: {reason}")));
-        }
-        self.alive()
-    }
-
-    fn alive(&self) -> Result<(), Fault> {
-        match self.since_poll {
-            Some(since) if since > HUNG_AFTER => {
-                Err(not_ready(format!("the poll thread hangs since {} s; start this worker again", since.as_secs())))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl SourceStatus {
-    pub(super) fn new(brokers: &str) -> Arc<Self> {
-        Arc::new(Self { brokers: brokers.to_owned(), state: Mutex::default() })
-    }
-
-    /// The present state.
-    pub fn snapshot(&self) -> StatusSnapshot {
-        let state = self.lock();
-        StatusSnapshot {
-            connected: state.connected,
-            assigned: state.assigned,
-            paused: state.paused,
-            last_error: state.last_error.clone(),
-            since_poll: state.last_poll.map(|polled| polled.elapsed()),
-        }
-    }
-
-    pub(super) fn last_error(&self) -> Option<String> {
-        self.lock().last_error.clone()
-    }
-
-    pub(super) fn polled(&self) {
-        self.lock().last_poll = Some(Instant::now());
-    }
-
-    pub(super) fn set_partitions(&self, assigned: usize, paused: usize) {
-        let mut state = self.lock();
-        state.assigned = assigned;
-        state.paused = paused;
-    }
-
-    /// A broker answered.
-    pub(super) fn recovered(&self) {
-        let mut state = self.lock();
-        if state.connected {
-            return;
-        }
-        state.connected = true;
-        state.last_error = None;
-        state.reported.clear();
-        drop(state);
-        tracing::info!(brokers = self.brokers, "kafka brokers answer");
-    }
-
-    /// The group works: what came before is history, and would be news again.
-    pub(super) fn forget_errors(&self) {
-        let mut state = self.lock();
-        state.last_error = None;
-        state.reported.clear();
-    }
-
-    /// A broker, the network or the group gave an error. The same kind is logged once until the brokers recover:
-    /// librdkafka repeats it for as long as it lasts.
-    pub(super) fn failed(&self, error: &KafkaError, reason: &str) {
-        let mut state = self.lock();
-        match error.rdkafka_error_code() {
-            // One of several brokers, or an idle connection that was closed: only all of them together are news.
-            Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::OperationTimedOut) => {
-                tracing::debug!(reason, "kafka connection");
-                state.last_error = Some(reason.to_owned());
-            }
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
-                state.connected = false;
-                let reason = state.last_error.get_or_insert_with(|| reason.to_owned()).clone();
-                if state.reported.insert("all brokers down".to_owned()) {
-                    tracing::warn!(brokers = self.brokers, reason, "no kafka broker answers; trying on");
-                }
-            }
-            _ => {
-                state.last_error = Some(reason.to_owned());
-                if state.reported.insert(error.to_string()) {
-                    tracing::warn!(reason, "kafka consumer");
-                }
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_consumer_without_brokers_or_with_a_hung_thread_is_not_ready() {
-        let reason = |status: &StatusSlot| status.ready().expect_err("not ready").to_string();
-        let slot = StatusSlot::default();
-        assert!(reason(&slot).contains("not started"));
-        let status = SourceStatus::new("localhost:9092");
-        slot.fill(status.clone());
-        assert!(reason(&slot).contains("no broker"));
-        status.recovered();
-        status.polled();
-        slot.ready().expect("brokers answer and the thread polls");
-
-        status.failed(&KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
-        assert!(reason(&slot).contains("1/1 brokers are down"));
-        slot.alive().expect("an outage of the brokers is no reason to start again");
-        status.recovered();
-        status.lock().last_poll = Some(Instant::now() - HUNG_AFTER - Duration::from_secs(1));
-        assert!(reason(&slot).contains("hangs since 31 s"), "{}", reason(&slot));
-        assert!(slot.alive().is_err(), "a hung thread is one");
+    fn no_lag_is_told_of_a_partition_that_has_gone() {
+        let all = Metrics::new();
+        let metrics = SourceMetrics::new(&all, true);
+        let limits = InflightLimits { posts: 1, bytes: 1 };
+        let shared = Shared {
+            inflight: Inflight::new(limits, metrics.inflight_posts.clone(), metrics.inflight_bytes.clone()),
+            owned: Mutex::default(),
+            status: SourceStatus::new("localhost:9092", None),
+            stop: Mutex::default(),
+            metrics,
+        };
+        let lines = || all.render().lines().filter(|line| line.contains("consumer_lag{")).count();
+        let partition: Partition = (Arc::from("posts"), 3);
+        shared.tell_lag(&partition, 7);
+        assert_eq!(lines(), 0, "it was never ours");
+        shared.owned().insert(partition.clone(), Arc::default());
+        shared.tell_lag(&partition, 7);
+        assert_eq!(lines(), 1);
+        assert!(shared.disown(&partition).is_some());
+        assert_eq!(lines(), 0, "the metric goes with the partition");
+        // Measured before it went.
+        shared.tell_lag(&partition, 7);
+        assert_eq!(lines(), 0);
     }
 }

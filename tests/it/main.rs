@@ -26,6 +26,8 @@ mod pipeline;
 mod preprocess;
 mod query_support;
 mod real_kafka;
+mod real_kafka_security;
+mod real_kafka_start;
 mod running;
 mod scripts;
 mod search_http;

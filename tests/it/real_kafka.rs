@@ -31,7 +31,7 @@ pub fn real_broker(test: &str) -> Option<KafkaConfig> {
     Some(config)
 }
 
-fn admin(config: &KafkaConfig) -> AdminClient<DefaultClientContext> {
+pub fn admin(config: &KafkaConfig) -> AdminClient<DefaultClientContext> {
     config.client_config().create().expect("an admin client")
 }
 
@@ -51,7 +51,7 @@ pub async fn create_topic(config: &KafkaConfig, topic: &str, partitions: i32, se
     .await;
 }
 
-async fn produce(config: &KafkaConfig, keys: std::ops::Range<usize>, compression: &str) {
+pub async fn produce(config: &KafkaConfig, keys: std::ops::Range<usize>, compression: &str) {
     let mut config = config.clone();
     config.properties.insert("compression.type".to_owned(), compression.to_owned());
     let producer = Producer::new(&config).expect("a producer");
