@@ -48,9 +48,8 @@ impl Scan {
     /// [`Fault::Fatal`]: the brokers do not answer, or the topic may not be read.
     pub fn open(config: &KafkaConfig, topic: &str) -> Result<Option<Self>, Fault> {
         let mut settings = config.consumer_config(&config.group);
-        settings
-            // Behind the last message there may be only what a transaction left.
-            .set("enable.partition.eof", "true");
+        // Behind the last message there may be only what a transaction left.
+        settings.set("enable.partition.eof", "true");
         let status = SourceStatus::new(&config.brokers, None);
         let consumer: BaseConsumer<_> = settings
             .create_with_context(Callbacks::new(status.clone(), config))

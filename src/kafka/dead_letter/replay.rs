@@ -186,7 +186,7 @@ async fn check_cleanup_policy(config: &KafkaConfig) -> Result<(), Fault> {
     let topic = &config.posts_topic;
     let client: AdminClient<_> = config
         .client_config()
-        .create_with_context(ProducerCallbacks::new())
+        .create_with_context(ProducerCallbacks::new(config))
         .map_err(|error| fault_of_creation(&error))?;
     let options = AdminOptions::new().request_timeout(Some(POLICY_TIMEOUT));
     let answers = client.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await;
