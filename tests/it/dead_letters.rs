@@ -13,10 +13,11 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::{Value, json};
 
 use crate::binary::{feedlens, refuses, root};
-use crate::ingest_support::Bench;
+use crate::ingest_support;
 use crate::kafka_support::{PATIENCE, ROOMY, config, receive, receive_many, start, wait_until};
 use crate::real_kafka::{create_topic, real_broker};
 use crate::store_server;
+use crate::store_support::on_each_store;
 
 /// Runs `feedlens dlq`.
 async fn dlq(kafka: &KafkaConfig, arguments: &[&str]) -> Output {
@@ -56,30 +57,44 @@ async fn length(kafka: &KafkaConfig, topic: &str) -> i64 {
     tokio::task::spawn_blocking(ask).await.expect("no panic")
 }
 
-/// A feed whose posts name a picture that is not there yet, on each store.
+on_each_store!(
+    a_replay_after_the_cause_is_mended_makes_the_post_searchable,
+    a_replayed_older_version_does_not_replace_a_newer_edit,
+    a_replay_does_not_bring_a_deleted_post_back,
+);
+
+/// The settings of a store.
+struct Bench(Vec<String>);
+
+impl Bench {
+    fn edge() -> Self {
+        Self(Vec::new())
+    }
+
+    /// `None` where there is no server.
+    fn server() -> Option<Self> {
+        let (url, _) = tokio::task::block_in_place(store_server::shared)?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_nanos();
+        let settings =
+            ["store.kind=qdrant".to_owned(), format!("store.qdrant.url={url}"), format!("store.alias=dlq-{now}")];
+        Some(Self(settings.into()))
+    }
+}
+
+/// A feed whose posts name a picture that is not there yet.
 struct Feed {
-    bench: Bench,
+    bench: ingest_support::Bench,
     folder: tempfile::TempDir,
 }
 
 impl Feed {
-    /// On the embedded store and, where there is one, on a Qdrant server.
-    async fn on_each_store() -> Vec<Self> {
-        let mut feeds = vec![Self::new(&[]).await];
-        if let Some((url, _)) = tokio::task::block_in_place(store_server::shared) {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_nanos();
-            let (url, alias) = (format!("store.qdrant.url={url}"), format!("store.alias=dlq-{now}"));
-            feeds.push(Self::new(&["store.kind=qdrant", &url, &alias]).await);
-        }
-        feeds
-    }
-
-    async fn new(set: &[&str]) -> Self {
+    async fn on(store: Bench) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         // An empty folder would be taken for one that is not mounted.
         std::fs::write(folder.path().join("other"), "").expect("writes");
         let images = format!("images.root={}", folder.path().display());
-        Self { bench: Bench::new(&[&[images.as_str()], set].concat()).await, folder }
+        let settings = store.0.iter().map(String::as_str).chain([images.as_str()]).collect::<Vec<_>>();
+        Self { bench: ingest_support::Bench::new(&settings).await, folder }
     }
 
     fn kafka(&self) -> &KafkaConfig {
@@ -101,90 +116,84 @@ impl Feed {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_after_the_cause_is_mended_makes_the_post_searchable() {
-    for feed in Feed::on_each_store().await {
-        let (bench, kafka) = (&feed.bench, feed.kafka());
-        let worker = bench.work();
-        feed.post_with_picture("p1", "雨后的彩虹").await;
-        bench.send("p2", Some(b"{broken")).await;
-        worker.wait_for(2).await;
-        let list = told(kafka, &["list"]).await;
-        assert_eq!((&list["letters"], &list["reasons"]), (&json!(2), &json!({"bad_json": 1, "image_unavailable": 1})));
+async fn a_replay_after_the_cause_is_mended_makes_the_post_searchable(store: Bench) {
+    let feed = Feed::on(store).await;
+    let (bench, kafka) = (&feed.bench, feed.kafka());
+    let worker = bench.work();
+    feed.post_with_picture("p1", "雨后的彩虹").await;
+    bench.send("p2", Some(b"{broken")).await;
+    worker.wait_for(2).await;
+    let list = told(kafka, &["list"]).await;
+    assert_eq!((&list["letters"], &list["reasons"]), (&json!(2), &json!({"bad_json": 1, "image_unavailable": 1})));
 
-        feed.mend();
-        let chosen = ["replay", "--reason", "image_unavailable"];
-        let dry = told(kafka, &[&chosen[..], &["--dry-run"]].concat()).await;
-        assert_eq!(length(kafka, "posts").await, 2, "a dry run sends nothing");
-        let sent = told(kafka, &chosen).await;
-        worker.wait_for(3).await;
-        assert_eq!((&dry["sent"], &sent["sent"]), (&json!(0), &json!(1)));
-        for name in ["read", "chosen", "too_large", "left_out", "complete"] {
-            assert_eq!(dry[name], sent[name], "{name}: {dry} {sent}");
-        }
-        assert_eq!((&sent["read"], &sent["left_out"]), (&json!(2), &json!({"other_reason": 1})));
-
-        let stored = bench.stored("p1").await.expect("indexed");
-        let query = VectorQuery {
-            vector: stored.image.clone().expect("a vector of the picture"),
-            using: VectorName::Image,
-            filter: Filter::default(),
-            limit: 5,
-        };
-        let hits = bench.store.search(query).await.expect("searches");
-        assert_eq!((hits.len(), &hits[0].payload["post_id"]), (1, &json!("p1")));
-        assert_eq!(stored.payload["source"]["offset"], 0, "ordered where it lay first: {:?}", stored.payload);
-
-        // Again: nothing is doubled, nothing changes.
-        told(kafka, &chosen).await;
-        worker.wait_for(4).await;
-        let again = bench.stored("p1").await.expect("still there");
-        assert_eq!((again.payload, bench.store.count().await.expect("counts")), (stored.payload, 1));
-        worker.stop().await;
+    feed.mend();
+    let chosen = ["replay", "--reason", "image_unavailable"];
+    let dry = told(kafka, &[&chosen[..], &["--dry-run"]].concat()).await;
+    assert_eq!(length(kafka, "posts").await, 2, "a dry run sends nothing");
+    let sent = told(kafka, &chosen).await;
+    worker.wait_for(3).await;
+    assert_eq!((&dry["sent"], &sent["sent"]), (&json!(0), &json!(1)));
+    for name in ["read", "chosen", "too_large", "left_out", "complete"] {
+        assert_eq!(dry[name], sent[name], "{name}: {dry} {sent}");
     }
+    assert_eq!((&sent["read"], &sent["left_out"]), (&json!(2), &json!({"other_reason": 1})));
+
+    let stored = bench.stored("p1").await.expect("indexed");
+    let query = VectorQuery {
+        vector: stored.image.clone().expect("a vector of the picture"),
+        using: VectorName::Image,
+        filter: Filter::default(),
+        limit: 5,
+    };
+    let hits = bench.store.search(query).await.expect("searches");
+    assert_eq!((hits.len(), &hits[0].payload["post_id"]), (1, &json!("p1")));
+    assert_eq!(stored.payload["source"]["offset"], 0, "ordered where it lay first: {:?}", stored.payload);
+
+    // Again: nothing is doubled, nothing changes.
+    told(kafka, &chosen).await;
+    worker.wait_for(4).await;
+    let again = bench.stored("p1").await.expect("still there");
+    assert_eq!((again.payload, bench.store.count().await.expect("counts")), (stored.payload, 1));
+    worker.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replayed_older_version_does_not_replace_a_newer_edit() {
-    for feed in Feed::on_each_store().await {
-        let worker = feed.bench.work();
-        feed.post_with_picture("p1", "older").await;
-        worker.wait_for(1).await;
-        feed.bench.post("p1", "newer").await;
-        worker.wait_for(2).await;
-        feed.mend();
-        assert_eq!(told(feed.kafka(), &["replay"]).await["sent"], 1);
-        worker.wait_for(3).await;
-        assert_eq!(feed.payload("p1").await["caption"], "newer");
-        assert_eq!(worker.metrics.posts_ignored.get(), 1);
-        // An edit that comes behind the replay is the newest all the same.
-        feed.bench.post("p1", "newest").await;
-        worker.wait_for(4).await;
-        assert_eq!(feed.payload("p1").await["caption"], "newest");
-        worker.stop().await;
-    }
+async fn a_replayed_older_version_does_not_replace_a_newer_edit(store: Bench) {
+    let feed = Feed::on(store).await;
+    let worker = feed.bench.work();
+    feed.post_with_picture("p1", "older").await;
+    worker.wait_for(1).await;
+    feed.bench.post("p1", "newer").await;
+    worker.wait_for(2).await;
+    feed.mend();
+    assert_eq!(told(feed.kafka(), &["replay"]).await["sent"], 1);
+    worker.wait_for(3).await;
+    assert_eq!(feed.payload("p1").await["caption"], "newer");
+    assert_eq!(worker.metrics.posts_ignored.get(), 1);
+    // An edit that comes behind the replay is the newest all the same.
+    feed.bench.post("p1", "newest").await;
+    worker.wait_for(4).await;
+    assert_eq!(feed.payload("p1").await["caption"], "newest");
+    worker.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_does_not_bring_a_deleted_post_back() {
-    for feed in Feed::on_each_store().await {
-        let worker = feed.bench.work();
-        feed.post_with_picture("p1", "to be deleted").await;
-        worker.wait_for(1).await;
-        feed.bench.send("p1", None).await;
-        worker.wait_for(2).await;
-        feed.mend();
-        assert_eq!(told(feed.kafka(), &["replay"]).await["sent"], 1);
-        worker.wait_for(3).await;
-        assert_eq!(feed.payload("p1").await["deleted"], true);
-        assert_eq!(feed.bench.store.count().await.expect("counts"), 0);
-        worker.stop().await;
-    }
+async fn a_replay_does_not_bring_a_deleted_post_back(store: Bench) {
+    let feed = Feed::on(store).await;
+    let worker = feed.bench.work();
+    feed.post_with_picture("p1", "to be deleted").await;
+    worker.wait_for(1).await;
+    feed.bench.send("p1", None).await;
+    worker.wait_for(2).await;
+    feed.mend();
+    assert_eq!(told(feed.kafka(), &["replay"]).await["sent"], 1);
+    worker.wait_for(3).await;
+    assert_eq!(feed.payload("p1").await["deleted"], true);
+    assert_eq!(feed.bench.store.count().await.expect("counts"), 0);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_rejected_again_and_again_keeps_its_place_and_does_not_multiply() {
-    let feed = Feed::new(&[]).await;
+    let feed = Feed::on(Bench::edge()).await;
     let worker = feed.bench.work();
     feed.post_with_picture("p1", "older").await;
     worker.wait_for(1).await;
@@ -211,7 +220,7 @@ async fn what_is_rejected_again_and_again_keeps_its_place_and_does_not_multiply(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_is_malformed_or_forged_is_rejected_and_can_be_replayed() {
-    let feed = Feed::new(&[]).await;
+    let feed = Feed::on(Bench::edge()).await;
     let (bench, worker) = (&feed.bench, feed.bench.work());
     let post = |id: &str| json!({"post_id": id, "caption": "雨后的彩虹"}).to_string().into_bytes();
     let forged =
