@@ -1,5 +1,5 @@
-//! Kafka: the poll thread ([`source`]), per-partition watermarks ([`offsets`]), dead letters, producers, the embedded
-//! broker.
+//! Kafka: the poll thread ([`source`]), per-partition watermarks ([`offsets`]), dead letters (written, read, and sent again
+//! in the order of their [`origin`]), producers, the embedded broker.
 //!
 //! ```text
 //! librdkafka --poll--> poll thread --bounded by count and bytes--> Envelope ... settle() --> Ownership (offsets)
