@@ -8,14 +8,13 @@ use feedlens::store::{Filter, VectorName, VectorQuery};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::{Value, json};
 
 use crate::binary::{feedlens, refuses, root};
 use crate::ingest_support;
 use crate::kafka_support::{PATIENCE, ROOMY, config, receive, receive_many, start, wait_until};
-use crate::real_kafka::{create_topic, real_broker};
+use crate::real_kafka::{create_topic, real_broker, write_transactions};
 use crate::store_server;
 use crate::store_support::on_each_store;
 
@@ -344,24 +343,7 @@ async fn on_real_kafka_letters_of_transactions_that_were_given_up_are_not_told()
     new_topic(&config, &topic, &[]).await;
     let empty = told(&config, &["list"]).await;
     assert_eq!((&empty["exists"], &empty["letters"]), (&json!(true), &json!(0)));
-    let writer = config.clone();
-    tokio::task::spawn_blocking(move || {
-        let producer =
-            writer.client_config().set("transactional.id", &topic).create::<BaseProducer>().expect("a producer");
-        producer.init_transactions(PATIENCE).expect("transactions");
-        for (count, commits) in [(10, true), (5, false)] {
-            producer.begin_transaction().expect("begins");
-            for _ in 0..count {
-                producer.send(BaseRecord::<[u8], [u8]>::to(&topic).payload(b"x")).expect("queued");
-            }
-            producer.flush(PATIENCE).expect("flushed");
-            let ended =
-                if commits { producer.commit_transaction(PATIENCE) } else { producer.abort_transaction(PATIENCE) };
-            ended.expect("ends");
-        }
-    })
-    .await
-    .expect("no panic");
+    write_transactions(&config, &topic, [(10, true), (5, false)]).await;
     let list = told(&config, &["list"]).await;
     assert_eq!((&list["letters"], &list["reasons"]), (&json!(10), &json!({"(unknown)": 10})), "{list}");
 }
@@ -454,6 +436,30 @@ async fn a_letter_that_is_too_large_is_told_and_the_others_are_sent() {
     assert_eq!(told(&config, &["replay"]).await["sent"], 1);
 }
 
+/// What a dead letter says of where it came from.
+fn letter_headers(topic: &str, offset: usize) -> [(String, Option<Vec<u8>>); 4] {
+    let now = chrono::Utc::now().timestamp_millis().to_string();
+    [("topic", topic.to_owned()), ("partition", "0".to_owned()), ("offset", offset.to_string()), ("timestamp", now)]
+        .map(|(name, value)| (format!("feedlens-source-{name}"), Some(value.into_bytes())))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_go_back_to_the_topic_that_they_came_from_and_to_no_other() {
+    let topics = ["posts", "more", "payments", "posts.dlq"];
+    let broker = EmbeddedBroker::start(&topics.map(|topic| (topic, 1))).expect("a broker");
+    let config = config(&broker.bootstrap());
+    let producer = Producer::new(&config).expect("a producer");
+    for topic in ["posts", "more", "payments"] {
+        producer.send(topic, None, Some(b"x"), &[]).await.expect("acknowledged");
+        producer.send("posts.dlq", None, Some(b"x"), &letter_headers(topic, 0)).await.expect("acknowledged");
+    }
+    let report = told(&config, &["replay", "--set", r#"kafka.further_posts_topics=["more"]"#]).await;
+    assert_eq!((&report["sent"], &report["left_out"]), (&json!(2), &json!({"other_topic": 1})));
+    for (topic, expected) in [("posts", 2), ("more", 2), ("payments", 1)] {
+        assert_eq!(length(&config, topic).await, expected, "{topic}");
+    }
+}
+
 /// Ctrl-C ends the reading, what is under way is acknowledged, and the answer tells how many that were.
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_stops_a_replay_and_tells_where_it_stood() {
@@ -461,20 +467,10 @@ async fn ctrl_c_stops_a_replay_and_tells_where_it_stood() {
     let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
     let config = config(&broker.bootstrap());
     let producer = Producer::new(&config).expect("a producer");
-    let now = chrono::Utc::now().timestamp_millis();
-    let headers = |offset: usize| {
-        [
-            ("topic", "posts".to_owned()),
-            ("partition", "0".to_owned()),
-            ("offset", offset.to_string()),
-            ("timestamp", now.to_string()),
-        ]
-        .map(|(name, value)| (format!("feedlens-source-{name}"), Some(value.into_bytes())))
-    };
-    let (producer, headers) = (&producer, &headers);
+    let producer = &producer;
     let posts = (0..LETTERS).map(|_| producer.send("posts", None, Some(b"x"), &[]));
     let letters = (0..LETTERS).map(|offset| async move {
-        let headers = headers(offset);
+        let headers = letter_headers("posts", offset);
         producer.send("posts.dlq", None, Some(b"x"), &headers).await
     });
     for sent in futures::future::join_all(posts).await.into_iter().chain(futures::future::join_all(letters).await) {

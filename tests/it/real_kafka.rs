@@ -176,16 +176,14 @@ async fn a_partition_changes_hands_after_what_is_in_flight_is_settled_and_commit
     assert!(reports.0.is_ok() && reports.1.is_ok(), "{reports:?}");
 }
 
-#[tokio::test]
-async fn gaps_of_transactions_do_not_hold_the_watermark_back() {
-    let Some(config) = real_broker("transactions") else { return };
-    create_topic(&config, &config.posts_topic, 1, &[]).await;
-    let (writer, topic) = (config.clone(), config.posts_topic.clone());
+/// Transactions of so many messages, committed or given up.
+pub async fn write_transactions<const N: usize>(config: &KafkaConfig, topic: &str, transactions: [(usize, bool); N]) {
+    let (writer, topic) = (config.clone(), topic.to_owned());
     tokio::task::spawn_blocking(move || {
         let producer =
             writer.client_config().set("transactional.id", &topic).create::<BaseProducer>().expect("a producer");
         producer.init_transactions(PATIENCE).expect("transactions");
-        for (count, commits) in [(10, true), (5, false), (10, true)] {
+        for (count, commits) in transactions {
             producer.begin_transaction().expect("begins");
             for _ in 0..count {
                 producer.send(BaseRecord::<[u8], [u8]>::to(&topic).payload(b"x")).expect("queued");
@@ -198,6 +196,13 @@ async fn gaps_of_transactions_do_not_hold_the_watermark_back() {
     })
     .await
     .expect("no panic");
+}
+
+#[tokio::test]
+async fn gaps_of_transactions_do_not_hold_the_watermark_back() {
+    let Some(config) = real_broker("transactions") else { return };
+    create_topic(&config, &config.posts_topic, 1, &[]).await;
+    write_transactions(&config, &config.posts_topic, [(10, true), (5, false), (10, true)]).await;
     let (source, mut envelopes, _) = start(&config, ROOMY).await;
     let received = receive_many(&mut envelopes, 21).await;
     // Warm-up, ten, a marker, five that were aborted and their marker, ten, a marker.

@@ -17,7 +17,7 @@ use crate::kafka::dead_letter::replay::{self, Report};
 use crate::kafka::dead_letter::selection::{Selection, Skip};
 use crate::service;
 
-/// Send dead letters back to the posts topic, after their cause is mended
+/// Send dead letters back to the posts topics, after their cause is mended
 ///
 /// Each letter goes back to the partition that it came from: key, value and headers byte for byte as they came, without the
 /// reason, and with a header (feedlens-origin) that names its first place. Ingest orders it by that place, as if it had
@@ -25,7 +25,7 @@ use crate::service;
 /// nothing. What is rejected again is a new dead letter of the same first place, and of letters of one place a replay
 /// sends one. Letters stay in the dead-letter topic; narrow a later replay by --since.
 ///
-/// Left out, and counted: letters of other topics than kafka.posts_topic; letters from before the topic was made anew, as
+/// Left out, and counted: letters of other topics than the posts topics of the configuration; letters from before the topic was made anew, as
 /// far as their offsets show it; and letters of posts that were sent longer ago than store.delete_marker_ttl, for a
 /// deletion behind them may be forgotten (--include-old sends them). A compacted posts topic is refused.
 ///
@@ -50,7 +50,7 @@ impl Arguments {
     pub async fn run(self, config: Config) -> Result<()> {
         let shutdown = service::shutdown_on_signal()?;
         let old_before = if self.include_old { None } else { Utc::now().checked_sub_signed(ttl(&config)) };
-        let selection = Selection::new(self.filter.filter()?, &config.kafka.posts_topic, old_before);
+        let selection = Selection::new(self.filter.filter()?, config.kafka.posts_topics(), old_before);
         let progress = Arc::new(OnceLock::new());
         let begin = {
             let progress = progress.clone();
@@ -74,7 +74,7 @@ impl Arguments {
             bail!("the replay was stopped before the end; run it again, what was sent twice changes nothing");
         }
         if report.too_large > 0 {
-            bail!("{} letters are larger than {} takes", report.too_large, config.kafka.posts_topic);
+            bail!("{} letters are larger than their topic takes", report.too_large);
         }
         Ok(())
     }
@@ -101,7 +101,7 @@ fn json_of(report: &Report, config: &Config, is_dry_run: bool) -> Value {
 
 fn render(report: &Report, config: &Config, is_dry_run: bool) -> String {
     let Report { read, chosen, sent, .. } = report;
-    let (letters, posts) = (&config.kafka.dead_letter_topic, &config.kafka.posts_topic);
+    let (letters, posts) = (&config.kafka.dead_letter_topic, config.kafka.posts_topics().join(", "));
     let mut text = match is_dry_run {
         true => format!("{letters}: {read} dead letters read, {chosen} would be sent to {posts} (nothing was sent)\n"),
         false => format!("{letters}: {read} dead letters read, {chosen} chosen, {sent} sent to {posts}\n"),
@@ -115,13 +115,13 @@ fn render(report: &Report, config: &Config, is_dry_run: bool) -> String {
 }
 
 fn sentence(skip: Skip, config: &Config) -> String {
-    let posts = &config.kafka.posts_topic;
+    let posts = config.kafka.posts_topics().join(", ");
     match skip {
         Skip::OtherReason => "of another reason".to_owned(),
         Skip::OtherTime => "rejected at another time".to_owned(),
         Skip::Foreign => "their headers do not say where they came from".to_owned(),
-        Skip::OtherTopic => format!("did not come from {posts}; set kafka.posts_topic to replay another topic's"),
-        Skip::TopicMadeAnew => format!("from before {posts} was made anew: {posts} has no such offset yet"),
+        Skip::OtherTopic => format!("did not come from {posts}; kafka.further_posts_topics names others"),
+        Skip::TopicMadeAnew => "from before their topic was made anew: it has no such offset yet".to_owned(),
         Skip::TooOld => {
             let limit = humantime_serde::re::humantime::format_duration(config.store.delete_marker_ttl);
             format!("sent longer ago than store.delete_marker_ttl = {limit}; --include-old sends them")

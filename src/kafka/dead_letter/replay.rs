@@ -1,6 +1,6 @@
 //! Dead letters are sent back to where they came from, as they came, with their place among the writes of their post.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub struct Report {
     pub failed: Option<Fault>,
 }
 
-/// Sends the letters that `selection` chooses back to `kafka.posts_topic`, each to the partition it came from; with
+/// Sends the letters that `selection` chooses back to the posts topics, each to the partition it came from; with
 /// `is_dry_run` it only chooses. `begin` gets the number of offsets to read, `tick` is called for each letter.
 ///
 /// A message carries key, value and headers as they came, and its [`Origin`]: ingest orders it by that. Sent again and
@@ -75,7 +75,7 @@ pub async fn run(
     let producer = super::producer(config)?;
     let mut sending = FuturesUnordered::new();
     let (mut open, mut bytes_in_flight, mut sent, mut too_large, mut failed) = (true, 0, 0, 0, None);
-    let mut is_first = true;
+    let mut checked = BTreeSet::new();
     while open || !sending.is_empty() {
         let has_room = sending.is_empty() || (sending.len() < IN_FLIGHT && bytes_in_flight < IN_FLIGHT_BYTES);
         tokio::select! {
@@ -100,8 +100,8 @@ pub async fn run(
             }
             letter = letters.recv(), if open && has_room => match letter {
                 Some((letter, source)) => {
-                    if std::mem::take(&mut is_first) {
-                        check_cleanup_policy(config).await?;
+                    if checked.insert(source.topic.clone()) {
+                        check_cleanup_policy(config, &source.topic).await?;
                     }
                     let bytes = letter.bytes();
                     bytes_in_flight += bytes;
@@ -149,17 +149,21 @@ impl Reader {
         };
         report.exists = true;
         // Asked after the letters' ends: every letter to be read came from before these.
-        let topic = &self.config.posts_topic;
-        let source = Scan::open(&self.config, topic)?.ok_or_else(|| {
-            Fault::fatal(format!(
-                "topic {topic} does not exist, so no dead letter can be sent back; create it or set kafka.posts_topic"
-            ))
-        })?;
+        let mut sources = HashMap::new();
+        for topic in self.config.posts_topics() {
+            let source = Scan::open(&self.config, &topic)?.ok_or_else(|| {
+                Fault::fatal(format!(
+                    "topic {topic} does not exist, so no dead letter can be sent back; create it or set kafka.posts_topic"
+                ))
+            })?;
+            sources.insert(topic, source);
+        }
         begin(letters.offsets());
+        let end_of = |topic: &str, partition| sources.get(topic).and_then(|source| source.end_of(partition));
         let read = letters.read(&self.stop, |letter| {
             tick();
             report.read += 1;
-            let origin = match self.selection.choose(&letter, |partition| source.end_of(partition)) {
+            let origin = match self.selection.choose(&letter, end_of) {
                 Ok(origin) => origin.clone(),
                 Err(skip) => {
                     *report.left_out.entry(skip).or_default() += 1;
@@ -182,8 +186,7 @@ impl Reader {
 
 /// Brokers that do not tell whether the topic is compacted are taken at their word that it is not: not every client may
 /// ask.
-async fn check_cleanup_policy(config: &KafkaConfig) -> Result<(), Fault> {
-    let topic = &config.posts_topic;
+async fn check_cleanup_policy(config: &KafkaConfig, topic: &str) -> Result<(), Fault> {
     let client: AdminClient<_> = config
         .client_config()
         .create_with_context(ProducerCallbacks::new(config))

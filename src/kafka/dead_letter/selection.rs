@@ -43,7 +43,7 @@ pub enum Skip {
     OtherTime,
     /// Its headers do not say where it came from.
     Foreign,
-    /// It came from another topic than `kafka.posts_topic`.
+    /// It came from none of the posts topics.
     OtherTopic,
     /// Its offset lies behind the end of its source, which was made anew since.
     TopicMadeAnew,
@@ -83,31 +83,34 @@ impl Skip {
 #[derive(Debug)]
 pub struct Selection {
     filter: Filter,
-    topic: String,
+    topics: Vec<String>,
     old_before: Option<DateTime<Utc>>,
-    seen: HashSet<(i32, i64)>,
+    /// Place of the topic, partition, offset.
+    seen: HashSet<(usize, i32, i64)>,
 }
 
 impl Selection {
-    /// Of the letters that `filter` asks for, those that came from `topic`. `old_before`: those whose post was sent before
+    /// Of the letters that `filter` asks for, those that came from one of `topics`. `old_before`: those whose post was sent before
     /// this time are left out.
-    pub fn new(filter: Filter, topic: &str, old_before: Option<DateTime<Utc>>) -> Self {
-        Self { filter, topic: topic.to_owned(), old_before, seen: HashSet::new() }
+    pub fn new(filter: Filter, topics: Vec<String>, old_before: Option<DateTime<Utc>>) -> Self {
+        Self { filter, topics, old_before, seen: HashSet::new() }
     }
 
-    /// Where the letter is to be sent, or why it is not. `end_of`: the offset after the last of a partition of the source.
+    /// Where the letter is to be sent, or why it is not. `end_of`: the offset after the last of a partition of a topic.
     ///
     /// # Errors
     /// The first of [`Skip::ALL`] that holds.
-    pub fn choose<'l>(&mut self, letter: &'l Letter, end_of: impl Fn(i32) -> Option<i64>) -> Result<&'l Origin, Skip> {
+    pub fn choose<'l>(
+        &mut self,
+        letter: &'l Letter,
+        end_of: impl Fn(&str, i32) -> Option<i64>,
+    ) -> Result<&'l Origin, Skip> {
         if let Some(skip) = self.filter.skips(letter) {
             return Err(skip);
         }
         let source = letter.source.as_ref().ok_or(Skip::Foreign)?;
-        if source.topic != self.topic {
-            return Err(Skip::OtherTopic);
-        }
-        if end_of(source.partition).is_none_or(|end| source.offset >= end) {
+        let topic = self.topics.iter().position(|topic| *topic == source.topic).ok_or(Skip::OtherTopic)?;
+        if end_of(&source.topic, source.partition).is_none_or(|end| source.offset >= end) {
             return Err(Skip::TopicMadeAnew);
         }
         if self.old_before.is_some_and(|limit| sent_at(letter, source).is_none_or(|sent| sent < limit)) {
@@ -116,7 +119,7 @@ impl Selection {
         if self.seen.len() == MAX_REMEMBERED {
             self.seen.clear();
         }
-        if !self.seen.insert((source.partition, source.offset)) {
+        if !self.seen.insert((topic, source.partition, source.offset)) {
             return Err(Skip::Duplicate);
         }
         Ok(source)
@@ -143,12 +146,16 @@ mod tests {
         Some(DateTime::parse_from_rfc3339(text).expect("a time").to_utc())
     }
 
+    fn topics() -> Vec<String> {
+        ["posts", "more-posts"].map(str::to_owned).into()
+    }
+
     fn selection(filter: Filter) -> Selection {
-        Selection::new(filter, "posts", time("2026-11-01T00:00:00Z"))
+        Selection::new(filter, topics(), time("2026-11-01T00:00:00Z"))
     }
 
     fn choose(selection: &mut Selection, letter: &Letter) -> Result<i64, Skip> {
-        selection.choose(letter, |partition| (partition == 3).then_some(100)).map(|source| source.offset)
+        selection.choose(letter, |_, partition| (partition == 3).then_some(100)).map(|source| source.offset)
     }
 
     #[test]
@@ -180,6 +187,13 @@ mod tests {
         assert_eq!(choose(&mut selection, &letter(5)), Ok(5));
         assert_eq!(choose(&mut selection, &letter(6)), Ok(6));
         assert_eq!(choose(&mut selection, &letter(5)), Err(Skip::Duplicate));
+        let mut headers = ours(5);
+        headers[2] = header(HEADER_SOURCE_TOPIC, "more-posts");
+        assert_eq!(
+            choose(&mut selection, &Letter::read(message(headers))),
+            Ok(5),
+            "another topic's is another message"
+        );
     }
 
     #[test]
@@ -196,9 +210,9 @@ mod tests {
     #[test]
     fn a_post_whose_deletion_may_be_forgotten_is_left_out() {
         // Sent at 08:30, rejected at 09:00.
-        let at = |limit| Selection::new(Filter::default(), "posts", time(limit));
+        let at = |limit| Selection::new(Filter::default(), topics(), time(limit));
         assert_eq!(choose(&mut at("2026-11-20T08:30:00Z"), &letter(5)), Ok(5));
         assert_eq!(choose(&mut at("2026-11-20T08:30:01Z"), &letter(5)), Err(Skip::TooOld));
-        assert_eq!(choose(&mut Selection::new(Filter::default(), "posts", None), &letter(5)), Ok(5));
+        assert_eq!(choose(&mut Selection::new(Filter::default(), topics(), None), &letter(5)), Ok(5));
     }
 }
