@@ -28,6 +28,7 @@ mod query_support;
 mod real_kafka;
 mod real_kafka_security;
 mod real_kafka_start;
+mod replayed_topic;
 mod running;
 mod scripts;
 mod search_http;
