@@ -182,6 +182,24 @@ async fn a_stop_gives_up_on_a_stuck_store_at_the_deadline_and_the_posts_come_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_what_is_in_flight_and_commits_it() {
+    let bench = Bench::new(&[]).await;
+    let (worker, closed) = closed_store(&bench);
+    for index in 0..20 {
+        bench.post(&format!("p{index}"), "c").await;
+    }
+    wait_until("all posts taken", async || worker.metrics.posts_consumed.get() == 20).await;
+    worker.stop.cancel();
+    // The source takes no more from the moment the stop begins.
+    let paused = &worker.metrics.paused_partitions;
+    wait_until("the stop to begin", async || paused.get() == i64::from(PARTITIONS)).await;
+    closed.close();
+    worker.stop().await;
+    assert_eq!(bench.store.count().await.expect("counts"), 20);
+    assert_eq!(committed(&bench.config.kafka, PARTITIONS).await.values().sum::<i64>(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_can_never_work_ends_the_worker_and_commits_nothing() {
     let bench = Bench::new(&[]).await;
     let store = Gate::before(&bench, |_| async { Err(Fault::fatal("the key was withdrawn")) });

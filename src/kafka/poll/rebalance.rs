@@ -96,6 +96,8 @@ impl Poller {
         }
     }
 
+    /// Until the partitions are given back, librdkafka fetches nothing, not for those that stay either: what is in flight of
+    /// them goes on, new messages wait for the drain.
     pub(super) fn revoked(&mut self, list: TopicPartitionList) {
         let keys = list.elements().iter().map(|it| (it.topic().to_owned(), it.partition())).collect::<Vec<_>>();
         tracing::info!(partitions = ?keys, "partitions revoked");
