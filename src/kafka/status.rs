@@ -196,8 +196,8 @@ impl SourceStatus {
             Some(RDKafkaErrorCode::AllBrokersDown) => {
                 state.connected = false;
                 let reason = state.last_error.get_or_insert_with(|| reason.to_owned()).clone();
-                // Brokers that refuse us look alike, and that was told.
-                if state.refusal.is_none() && state.reported.insert("all brokers down".to_owned()) {
+                // Brokers that refuse us look alike, and that was told; at the start, who starts the client tells it.
+                if state.started && state.refusal.is_none() && state.reported.insert("all brokers down".to_owned()) {
                     tracing::warn!(brokers = self.brokers, reason, "no kafka broker answers; trying on");
                 }
             }
