@@ -48,7 +48,8 @@ wait_for() {
     local name="$1" pid_file="$2" log="$3" deadline=$((SECONDS + patience))
     shift 3
     until "$@"; do
-        runs "$pid_file" || { tail -n 20 "$log" >&2; fail "$name ended while it started; its log is $log"; }
+        # Not `runs`: just forked, the process still has the name of this script.
+        kill -0 "$(cat "$pid_file")" 2>/dev/null || { tail -n 20 "$log" >&2; fail "$name ended while it started; its log is $log"; }
         [ "$SECONDS" -lt "$deadline" ] || { tail -n 20 "$log" >&2; fail "$name did not answer within $patience s; its log is $log"; }
         sleep 0.2
     done
@@ -107,6 +108,7 @@ start_kafka() {
     local port
     port="$(free_ports 4)"
     rm -rf "$kafka/data"
+    # The session of a broker: after kill -9 it may not come back before its old one is over (9 s by default).
     cat >"$kafka/server.properties" <<PROPERTIES
 process.roles=broker,controller
 node.id=1
@@ -136,6 +138,8 @@ offsets.topic.num.partitions=4
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 group.initial.rebalance.delay.ms=0
 log.cleaner.backoff.ms=500
 group.min.session.timeout.ms=1000

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use feedlens::error::Reason;
 
 use crate::kafka::Record;
+use crate::ledger::Ledger;
 use crate::posts::{Content, Meaning, Message, NUMBER_HEADER, Style};
 
 /// A write of a post, where the topic has it.
@@ -57,15 +58,24 @@ pub fn standing(history: &History, counts: impl Fn(&Write) -> bool) -> Option<&W
     }
 }
 
+/// A message, and where the topic has it.
+pub struct Placed<'a> {
+    pub partition: i32,
+    pub offset: i64,
+    pub timestamp: i64,
+    pub message: &'a Message,
+}
+
 /// A message that must lie in the dead letters.
 #[derive(Debug, Clone)]
 pub struct Poison {
     pub kind: &'static str,
     pub reason: Reason,
-    pub record: Record,
+    pub message: Message,
 }
 
-/// What the topic holds.
+/// What messages must end in.
+#[derive(Default)]
 pub struct Expected {
     pub posts: BTreeMap<String, History>,
     /// By partition and offset.
@@ -75,37 +85,40 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// `sent`: all messages by number; `topic`: the posts topic as it was read.
+    /// Messages of a partition come in their order.
+    pub fn add(&mut self, placed: Placed) {
+        let Placed { partition, offset, timestamp, message } = placed;
+        self.ends.insert(partition, offset + 1);
+        match &message.meaning {
+            Meaning::Poison { kind, reason } => {
+                let poison = Poison { kind, reason: *reason, message: message.clone() };
+                self.poison.insert((partition, offset), poison);
+            }
+            Meaning::Write { post_id, style, version, content } => {
+                let empty = || History { style: *style, writes: Vec::new() };
+                let (version, content) = (*version, content.clone());
+                let write = Write { partition, offset, timestamp, version, content };
+                self.posts.entry(post_id.clone()).or_insert_with(empty).writes.push(write);
+            }
+        }
+    }
+
+    /// `topic`: all that the posts topic holds.
     ///
     /// # Errors
-    /// The topic holds what was never sent.
-    pub fn new(sent: &[Message], topic: &[Record]) -> Result<Self> {
-        let mut expected = Self { posts: BTreeMap::new(), poison: HashMap::new(), ends: BTreeMap::new() };
+    /// It holds what was never sent.
+    pub fn of_topic(topic: &[Record], ledger: &Ledger) -> Result<Self> {
+        let mut expected = Self::default();
         for record in topic {
             let number = record.header(NUMBER_HEADER).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-            let number: usize = number.context("a message without a number is in the topic")?;
-            let message = sent.get(number).context("a message that was never sent is in the topic")?;
+            let number = number.context("a message without a number is in the topic")?;
+            let message = ledger.message(number).context("a message that was never sent is in the topic")?;
             ensure!(
-                message.payload == record.payload && message.key == record.key,
+                (&message.payload, &message.key, &message.headers) == (&record.payload, &record.key, &record.headers),
                 "message {number} is in the topic, but not as it was sent"
             );
-            expected.ends.insert(record.partition, record.offset + 1);
-            match &message.meaning {
-                Meaning::Poison { kind, reason } => {
-                    let poison = Poison { kind, reason: *reason, record: record.clone() };
-                    expected.poison.insert((record.partition, record.offset), poison);
-                }
-                Meaning::Write { post_id, style, version, content } => {
-                    let empty = || History { style: *style, writes: Vec::new() };
-                    expected.posts.entry(post_id.clone()).or_insert_with(empty).writes.push(Write {
-                        partition: record.partition,
-                        offset: record.offset,
-                        timestamp: record.timestamp,
-                        version: *version,
-                        content: content.clone(),
-                    });
-                }
-            }
+            let Record { partition, offset, timestamp, .. } = *record;
+            expected.add(Placed { partition, offset, timestamp, message: &message });
         }
         Ok(expected)
     }

@@ -1,16 +1,18 @@
 //! Makes the plan's faults happen, and ends them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::audit::Auditor;
 use crate::findings::Findings;
 use crate::host::{Host, Mode};
 use crate::plan::{Disruption, Fault, Plan};
 use crate::proxy::{Line, Proxy};
 use crate::services::Services;
-use crate::watch::Watch;
+use crate::watch::{RESUME_WITHIN, Watch};
 use crate::workers::{Ended, Worker};
 
 /// What can go wrong.
@@ -25,6 +27,9 @@ pub struct Scene {
     pub services: Services,
     pub watch: Arc<Watch>,
     pub findings: Arc<Findings>,
+    pub auditor: Arc<Auditor>,
+    /// The folder of the embedded store.
+    pub embedded: Option<PathBuf>,
 }
 
 /// A fault as it happened.
@@ -56,6 +61,10 @@ impl Scene {
     ) -> Result<()> {
         loop {
             let fault = plan.next();
+            let resumed = Instant::now() + RESUME_WITHIN + Duration::from_secs(5);
+            while fault.waits && !self.watch.has_resumed() && Instant::now() < resumed {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             tokio::time::sleep(fault.quiet).await;
             if Instant::now() >= until {
                 return Ok(());
@@ -63,7 +72,7 @@ impl Scene {
             let from = began.elapsed().as_secs_f64();
             self.watch.fault_begins();
             // Nothing else is out of order, and what is in flight can be finished.
-            let calm = fault.second.is_none() && fault.quiet.as_secs() >= 4;
+            let calm = fault.second.is_none() && fault.waits;
             self.begin(&fault.first, calm).await?;
             match &fault.second {
                 Some((second, delay)) => {
@@ -84,10 +93,16 @@ impl Scene {
 
     async fn begin(&self, disruption: &Disruption, calm: bool) -> Result<()> {
         match disruption {
-            Disruption::Kill { worker } => self.workers[*worker].kill(),
+            Disruption::Kill { worker } => {
+                self.workers[*worker].kill();
+                self.audit_embedded().await?;
+            }
             Disruption::KillAll => self.workers.iter().for_each(|worker| worker.kill()),
             Disruption::Terminate { worker } => self.terminate(&self.workers[*worker], calm).await?,
-            Disruption::Freeze { worker } => self.workers[*worker].freeze(true)?,
+            Disruption::Freeze { worker } => {
+                self.workers[*worker].freeze().await?;
+                self.audit_embedded().await?;
+            }
             Disruption::Join { .. } => self.workers[self.regular].start()?,
             Disruption::Broker => self.services.crash("kafka").await?,
             Disruption::Store => self.services.crash("qdrant").await?,
@@ -101,7 +116,7 @@ impl Scene {
         match disruption {
             Disruption::Kill { worker } | Disruption::Terminate { worker } => self.workers[*worker].start()?,
             Disruption::KillAll => self.workers[..self.regular].iter().try_for_each(|worker| worker.start())?,
-            Disruption::Freeze { worker } => self.workers[*worker].freeze(false)?,
+            Disruption::Freeze { worker } => self.workers[*worker].thaw()?,
             Disruption::Join { killed: true } => self.workers[self.regular].kill(),
             Disruption::Join { killed: false } => self.terminate(&self.workers[self.regular], false).await?,
             Disruption::Broker => self.services.resume("kafka").await?,
@@ -129,6 +144,14 @@ impl Scene {
             self.findings.add(format!("{}: a calm SIGTERM ended with {code:?} and {stopped:?}", worker.name));
         }
         Ok(())
+    }
+
+    /// Its only worker does nothing now.
+    async fn audit_embedded(&self) -> Result<()> {
+        match &self.embedded {
+            Some(folder) => self.auditor.embedded(folder).await,
+            None => Ok(()),
+        }
     }
 
     fn set_lines(&self, line: Line, worker: Option<usize>) {

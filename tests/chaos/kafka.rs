@@ -137,10 +137,12 @@ fn client(brokers: &str) -> ClientConfig {
 fn read_to_end(consumer: &BaseConsumer, topic: &str) -> Result<Vec<Record>> {
     let partitions = if topic == POSTS { PARTITIONS } else { DEAD_LETTER_PARTITIONS };
     let mut list = TopicPartitionList::new();
-    let mut missing = 0;
+    // What comes meanwhile belongs to the next reading.
+    let (mut missing, mut ends) = (0, Vec::new());
     for partition in 0..partitions {
         let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT)?;
         missing += high - low;
+        ends.push(high);
         list.add_partition_offset(topic, partition, Offset::Beginning)?;
     }
     consumer.assign(&list)?;
@@ -151,6 +153,9 @@ fn read_to_end(consumer: &BaseConsumer, topic: &str) -> Result<Vec<Record>> {
         let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
         let message = message?;
         deadline = Instant::now() + TIMEOUT;
+        if message.offset() >= ends[message.partition() as usize] {
+            continue;
+        }
         let headers = message.headers().map(|headers| {
             headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
         });

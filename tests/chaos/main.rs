@@ -9,11 +9,13 @@
 //! The feed and the faults are sequences that the seed alone decides (but for the port in pictures' URLs); the time decides
 //! how far a run gets in them.
 
+mod audit;
 mod expect;
 mod faults;
 mod findings;
 mod host;
 mod kafka;
+mod ledger;
 mod material;
 mod oracle;
 mod plan;

@@ -161,15 +161,19 @@ pub fn check_vectors_differ(vectors: &Vectors, findings: &Findings) {
     }
 }
 
+/// The partition and offset that a dead letter says it came from.
+pub fn source_place(letter: &Record) -> Option<(i32, i64)> {
+    let number = |name: &str| std::str::from_utf8(letter.header(name)?).ok()?.parse::<i64>().ok();
+    Some((i32::try_from(number(HEADER_SOURCE_PARTITION)?).ok()?, number(HEADER_SOURCE_OFFSET)?))
+}
+
 /// Every message that can never be indexed lies there, byte for byte, with its reason; nothing else does.
 pub fn check_dead_letters(expected: &Expected, letters: &[Record], findings: &Findings, counts: &mut Counts) {
     counts.poison = expected.poison.len();
     counts.dead_letters = letters.len();
     let (mut seen, mut wrong) = (BTreeSet::new(), Vec::new());
     for letter in letters {
-        let number = |name: &str| std::str::from_utf8(letter.header(name)?).ok()?.parse::<i64>().ok();
-        let place = number(HEADER_SOURCE_PARTITION).zip(number(HEADER_SOURCE_OFFSET));
-        let place = place.map(|(partition, offset)| (partition as i32, offset)).unwrap_or((-1, -1));
+        let place = source_place(letter).unwrap_or((-1, -1));
         let Some(poison) = expected.poison.get(&place) else {
             let said = letter.header(HEADER_DETAIL).map(String::from_utf8_lossy);
             wrong.push(format!("{place:?} is dead-lettered, and is no poison: {said:?}"));
@@ -177,7 +181,7 @@ pub fn check_dead_letters(expected: &Expected, letters: &[Record], findings: &Fi
         };
         seen.insert(place);
         let kind = poison.kind;
-        let original = &poison.record;
+        let original = &poison.message;
         if (&letter.key, &letter.payload) != (&original.key, &original.payload) {
             wrong.push(format!("{place:?} ({kind}) is not byte for byte as it came"));
         }

@@ -36,6 +36,8 @@ pub enum Disruption {
 /// One or two disruptions at a time.
 #[derive(Debug, Clone)]
 pub struct Fault {
+    /// Whether ingest must have resumed from the fault before it; else it comes while that one is not yet digested.
+    pub waits: bool,
     /// Time without any fault before it.
     pub quiet: Duration,
     pub first: Disruption,
@@ -63,13 +65,13 @@ impl Plan {
         let second = self.random.random_bool(0.4).then(|| self.disruption());
         let second = second.filter(|second| are_apart(&first, second));
         let frozen = [Some(first), second].into_iter().flatten().any(|it| matches!(it, Disruption::Freeze { .. }));
-        // A freeze must outlast the session of 10 s.
-        let lasts = self.random.random_range(if frozen { 12_000..16_000 } else { 1_000..9_000 });
-        // Now and then a fault comes before the one before it is digested.
-        let soon = self.random.random_bool(0.3);
-        let quiet = self.random.random_range(if soon { 300..2_000 } else { 4_000..9_000 });
+        // A freeze must outlast the session of 8 s.
+        let lasts = self.random.random_range(if frozen { 9_500..12_000 } else { 1_000..6_000 });
+        let waits = self.random.random_bool(0.7);
+        let quiet = self.random.random_range(if waits { 1_500..4_000 } else { 300..1_500 });
         let delay = Duration::from_millis(self.random.random_range(0..lasts / 2));
         Fault {
+            waits,
             quiet: Duration::from_millis(quiet),
             first,
             second: second.map(|second| (second, delay)),

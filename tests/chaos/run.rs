@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -11,15 +12,17 @@ use rdkafka::producer::DeliveryFuture;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinHandle;
 
+use crate::audit::Auditor;
 use crate::expect::Expected;
 use crate::faults::{Happened, Scene};
 use crate::findings::Findings;
 use crate::host::Host;
 use crate::kafka::{DEAD_LETTERS, GROUP, Kafka, POSTS, Record};
+use crate::ledger::Ledger;
 use crate::material::Material;
 use crate::oracle::{self, Counts};
 use crate::plan::Plan;
-use crate::posts::{Feed, Message, NUMBER_HEADER};
+use crate::posts::{Feed, NUMBER_HEADER};
 use crate::proxy::Proxy;
 use crate::search::Searcher;
 use crate::services::Services;
@@ -30,6 +33,9 @@ use crate::{ROOT, StoreKind, WORKERS, poison, stored};
 
 /// Posts a second: two cores, which also run the broker and the store, must be able to catch up.
 const RATE: f64 = 25.0;
+/// Of so many posts, these come all at once.
+const BURST_EACH: u64 = 500;
+const BURSTS: std::ops::Range<u64> = 300..450;
 const BEGIN_WITHIN: Duration = Duration::from_secs(90);
 /// From the last fault's end until all is settled.
 const SETTLE_WITHIN: Duration = Duration::from_secs(120);
@@ -57,7 +63,7 @@ pub async fn run(seed: u64, time: Duration, store: StoreKind) -> bool {
     let wrong = findings.all();
     if wrong.is_empty() {
         println!("chaos: PASSED, seed {seed}, store {}", store.name());
-        let _ = std::fs::remove_dir_all(&folder);
+        let _ = std::fs::remove_dir_all(folder.join("store"));
         return true;
     }
     println!(
@@ -117,24 +123,40 @@ async fn perform(
         workers.push(Arc::new(Worker::new(&format!("worker{place}"), folder, &settings)?));
     }
     let watch = Arc::new(Watch::default());
-    let scene = Scene { workers, regular, lines, host, services, watch: watch.clone(), findings: findings.clone() };
+    let ledger = Arc::new(Ledger::default());
+    let auditor = Arc::new(Auditor::new(kafka.clone(), ledger.clone(), findings.clone()));
+    let embedded = (store == StoreKind::Edge).then(|| folder.join("store"));
+    let scene = Scene {
+        workers,
+        regular,
+        lines,
+        host,
+        services,
+        watch: watch.clone(),
+        findings: findings.clone(),
+        auditor: auditor.clone(),
+        embedded,
+    };
     for worker in &scene.workers[..regular] {
         worker.start()?;
     }
     let _watching = Guard(tokio::spawn(watch.clone().run(kafka.clone(), findings.clone())));
     let looking = Guard(tokio::spawn(look_after(scene.workers.clone(), findings.clone())));
 
+    let auditing = auditor.clone();
+    let _auditing = (store == StoreKind::Qdrant).then(|| Guard(tokio::spawn(auditing.run(store_url.clone(), "posts"))));
+
     let (stop, stopped) = channel::channel(false);
     let feed = Feed::new(seed, material.clone(), host_url);
-    let feeding = tokio::spawn(send(feed, kafka.clone(), watch.clone(), stopped));
+    let feeding = tokio::spawn(send(feed, kafka.clone(), ledger.clone(), watch.clone(), stopped));
     let first_commit = wait_for("the first commit", BEGIN_WITHIN, || watch.has_begun()).await;
     first_commit
         .with_context(|| format!("the last that {} said: {}", scene.workers[0].name, scene.workers[0].last_words()))?;
     let began = Instant::now();
     scene.run(Plan::new(seed, store), began, began + time, happened).await?;
-    stop.send_replace(true);
-    let sent = feeding.await??;
     let healed = Instant::now();
+    stop.send_replace(true);
+    feeding.await??;
     if let Err(error) = wait_for("all that was acknowledged to be settled", SETTLE_WITHIN, || watch.is_settled()).await
     {
         findings.add(format!("{error:#}; {} messages behind", watch.lag()));
@@ -146,8 +168,8 @@ async fn perform(
     drop(looking);
 
     let topic = kafka.read(POSTS).await?;
-    check_acknowledged(&sent, &topic, &findings);
-    let expected = Expected::new(&sent.messages, &topic)?;
+    check_acknowledged(&ledger, &topic, &findings);
+    let expected = Expected::of_topic(&topic, &ledger)?;
     let committed = kafka.committed().await?;
     if committed != expected.ends {
         findings.add(format!("the commits at the end are {committed:?}, and the topic ends at {:?}", expected.ends));
@@ -168,7 +190,7 @@ async fn perform(
     };
     oracle::check_store(&expected, points, &vectors, &findings, &mut counts);
     check_workers(&scene, &findings);
-    tell(&scene, &sent, &expected, &counts, happened, settled_after);
+    tell(&scene, &ledger, &expected, &counts, happened, settled_after);
     Ok(())
 }
 
@@ -191,12 +213,12 @@ posts_topic = "{POSTS}"
 dead_letter_topic = "{DEAD_LETTERS}"
 group = "{GROUP}"
 commit_interval = "200ms"
-properties = {{ "session.timeout.ms" = "10000", "heartbeat.interval.ms" = "1000", "reconnect.backoff.max.ms" = "1000" }}
+properties = {{ "session.timeout.ms" = "8000", "heartbeat.interval.ms" = "1000", "reconnect.backoff.max.ms" = "1000" }}
 [ingest]
 max_inflight_posts = 96
 write_batch = 24
 retry_max = "1s"
-drain_timeout = "5s"
+drain_timeout = "3s"
 [posts]
 max_bytes = {max_bytes}
 [query]
@@ -228,47 +250,46 @@ fn store_settings(folder: &Path, url: Option<&str>) -> String {
     }
 }
 
-/// What the generator handed over, and what was acknowledged of it.
-struct Sent {
-    messages: Vec<Message>,
-    /// Number, partition, offset.
-    acknowledged: Vec<(u64, i32, i64)>,
-    failed: Vec<String>,
-}
-
 /// Sends the feed at its rate until it is told to stop, and everything is acknowledged.
-async fn send(mut feed: Feed, kafka: Kafka, watch: Arc<Watch>, mut stop: channel::Receiver<bool>) -> Result<Sent> {
+async fn send(
+    mut feed: Feed,
+    kafka: Kafka,
+    ledger: Arc<Ledger>,
+    watch: Arc<Watch>,
+    mut stop: channel::Receiver<bool>,
+) -> Result<()> {
     let (to_collect, mut deliveries) = mpsc::unbounded_channel::<(u64, DeliveryFuture)>();
+    let collected = ledger.clone();
     let collecting = tokio::spawn(async move {
-        let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
         while let Some((number, delivery)) = deliveries.recv().await {
             match delivery.await {
                 Ok(Ok(delivery)) => {
+                    collected.acknowledged(number, delivery.partition, delivery.offset);
                     watch.acknowledged(delivery.partition, delivery.offset);
-                    acknowledged.push((number, delivery.partition, delivery.offset));
                 }
-                Ok(Err((error, _))) => failed.push(format!("message {number}: {error}")),
-                Err(_) => failed.push(format!("message {number}: the producer ended")),
+                Ok(Err((error, _))) => collected.failed(number, &error.to_string()),
+                Err(_) => collected.failed(number, "the producer ended"),
             }
         }
-        (acknowledged, failed)
     });
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / RATE));
-    let (mut messages, mut last) = (Vec::new(), 0);
+    let mut last = 0;
     while !*stop.borrow_and_update() {
-        ticks.tick().await;
         let message = feed.next();
+        if !BURSTS.contains(&(message.number % BURST_EACH)) {
+            ticks.tick().await;
+        }
         // Between partitions the timestamp orders the writes of a post: no two have the same.
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
         last = now.max(last + 1);
+        ledger.sent(message.clone(), last);
         let delivery = kafka.send(&message, last).await?;
         to_collect.send((message.number, delivery)).context("the collector ended")?;
-        messages.push(message);
     }
     drop(to_collect);
     kafka.flush().await?;
-    let (acknowledged, failed) = collecting.await?;
-    Ok(Sent { messages, acknowledged, failed })
+    collecting.await?;
+    Ok(())
 }
 
 async fn look_after(workers: Vec<Arc<Worker>>, findings: Arc<Findings>) {
@@ -292,14 +313,13 @@ async fn wait_for(what: &str, within: Duration, condition: impl Fn() -> bool) ->
 }
 
 /// What the broker acknowledged it must hold, or the run says nothing about feedlens.
-fn check_acknowledged(sent: &Sent, topic: &[Record], findings: &Findings) {
+fn check_acknowledged(ledger: &Ledger, topic: &[Record], findings: &Findings) {
     let place = |record: &Record| ((record.partition, record.offset), record.header(NUMBER_HEADER).map(<[u8]>::to_vec));
     let held = topic.iter().map(place).collect::<BTreeMap<_, _>>();
-    let lost = sent.acknowledged.iter().filter(|(number, partition, offset)| {
-        held.get(&(*partition, *offset)) != Some(&Some(number.to_string().into_bytes()))
-    });
+    let places = ledger.places();
+    let lost = places.iter().filter(|(place, number)| held.get(place) != Some(&Some(number.to_string().into_bytes())));
     findings.add_all("messages that Kafka acknowledged and does not hold", lost.map(|it| format!("{it:?}")).collect());
-    findings.add_all("messages that Kafka never acknowledged", sent.failed.clone());
+    findings.add_all("messages that Kafka never acknowledged", ledger.failures());
 }
 
 fn check_workers(scene: &Scene, findings: &Findings) {
@@ -314,7 +334,7 @@ fn check_workers(scene: &Scene, findings: &Findings) {
 
 fn tell(
     scene: &Scene,
-    sent: &Sent,
+    ledger: &Ledger,
     expected: &Expected,
     counts: &Counts,
     happened: &[Happened],
@@ -325,10 +345,9 @@ fn tell(
         *kinds.entry(poison.kind).or_default() += 1;
     }
     let writes = expected.posts.values().map(|history| history.writes.len()).sum::<usize>();
+    let (sent, acknowledged) = ledger.counts();
     println!(
-        "chaos: {} messages sent, {} acknowledged: {writes} writes of {} posts, {} poison of {} kinds",
-        sent.messages.len(),
-        sent.acknowledged.len(),
+        "chaos: {sent} messages sent, {acknowledged} acknowledged: {writes} writes of {} posts, {} poison of {} kinds",
         expected.posts.len(),
         counts.poison,
         kinds.len()
@@ -370,10 +389,12 @@ fn tell(
         progress.samples,
         settled_after.as_secs_f64()
     );
+    let (audits, messages) = (scene.auditor.audits.load(Relaxed), scene.auditor.messages.load(Relaxed));
+    println!("chaos: {audits} audits of the commits during the run, the last of {messages} messages");
     println!(
         "chaos: {} requests for pictures met a fault, {} connections to the store were cut",
-        scene.host.failed.load(std::sync::atomic::Ordering::Relaxed),
-        scene.lines.iter().map(|line| line.cut.load(std::sync::atomic::Ordering::Relaxed)).sum::<u64>()
+        scene.host.failed.load(Relaxed),
+        scene.lines.iter().map(|line| line.cut.load(Relaxed)).sum::<u64>()
     );
 }
 

@@ -71,7 +71,8 @@ impl Services {
             .await
             .context("scripts/services.sh")?;
         if !output.status.success() {
-            bail!("scripts/services.sh {verb} {names:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("scripts/services.sh {verb} {names:?}: {}", said.lines().last().unwrap_or_default());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

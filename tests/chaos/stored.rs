@@ -4,16 +4,20 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use feedlens::config::{Config, Overrides};
+use feedlens::metrics::Metrics;
+use feedlens::store::ModelStamp;
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::vector_output::Vector as VectorOutputKind;
 use qdrant_client::qdrant::vectors_output::VectorsOptions;
-use qdrant_client::qdrant::{CountPointsBuilder, ScrollPointsBuilder};
+use qdrant_client::qdrant::{CountPointsBuilder, PayloadIncludeSelector, ScrollPointsBuilder};
 use qdrant_edge::{
     CountRequest, EdgeShard, PointId, ScrollRequest, VectorInternal, VectorStructInternal, WithPayloadInterface,
     WithVector,
 };
 use serde_json::{Map, Value};
+use tokio::process::Command;
 use uuid::Uuid;
 
 /// A point.
@@ -59,6 +63,41 @@ pub fn read_edge(folder: &Path) -> Result<HashMap<Uuid, Stored>> {
     }
     let count = shard.count(CountRequest { filter: None, exact: true })?;
     ensure!(count == points.len(), "the engine counts {count} points, and {} are different", points.len());
+    Ok(points)
+}
+
+/// The payloads of these points in an embedded store whose process was killed or is frozen, as a restart would find them:
+/// in a copy of the folder.
+pub async fn read_crashed_edge(folder: &Path, ids: &[Uuid]) -> Result<HashMap<Uuid, Map<String, Value>>> {
+    let copy = tempfile::tempdir_in(folder.parent().context("a folder in a folder")?)?;
+    let copied = Command::new("cp").args(["-r", "--"]).arg(folder).arg(copy.path()).status().await?;
+    ensure!(copied.success(), "cp: {copied}");
+    let dir = copy.path().join(folder.file_name().context("a folder with a name")?);
+    let stamp: Value = serde_json::from_slice(&std::fs::read(dir.join("feedlens.json"))?)?;
+    let model = stamp["model"].as_str().context("the store's stamp names no model")?.to_owned();
+    let dimension = stamp["dimension"].as_u64().context("the store's stamp names no dimension")? as usize;
+    let set = vec!["store.kind=edge".to_owned(), format!("store.edge.dir={}", dir.display())];
+    let config = Config::load(&[], &Overrides { files: Vec::new(), set })?.store;
+    let store = feedlens::store::open(&config, &ModelStamp { model, dimension }, &Metrics::new()).await?;
+    let points = store.get(ids).await?;
+    store.close().await?;
+    Ok(points.into_iter().map(|point| (point.id, point.payload)).collect())
+}
+
+/// Where each point of a collection on a server comes from: the payload's `source`.
+pub async fn read_server_states(url: &str, collection: &str) -> Result<HashMap<Uuid, Map<String, Value>>> {
+    let client = Qdrant::from_url(url).skip_compatibility_check().build()?;
+    let request = ScrollPointsBuilder::new(collection)
+        .limit(u32::MAX)
+        .with_payload(PayloadIncludeSelector { fields: vec!["source".to_owned()] })
+        .with_vectors(false);
+    let mut points = HashMap::new();
+    for point in client.scroll(request).await?.result {
+        let payload = point.payload.into_iter().map(|(name, value)| (name, value.into_json())).collect();
+        if let Some(PointIdOptions::Uuid(id)) = point.id.and_then(|id| id.point_id_options) {
+            points.insert(id.parse()?, payload);
+        }
+    }
     Ok(points)
 }
 

@@ -58,6 +58,7 @@ impl Watch {
     pub fn fault_begins(&self) {
         let mut state = self.state();
         state.faults += 1;
+        state.stalled.clear();
         if state.waiting.take().is_some() {
             state.cut_short += 1;
         }
@@ -69,6 +70,11 @@ impl Watch {
         state.faults -= 1;
         let behind = state.behind();
         state.waiting = Some((Instant::now(), behind));
+    }
+
+    /// Whether every partition that was behind when the last fault ended has gone on since.
+    pub fn has_resumed(&self) -> bool {
+        self.state().waiting.is_none()
     }
 
     /// Whether the group has committed anything.

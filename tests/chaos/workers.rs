@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::ROOT;
 use crate::findings::Findings;
 
-/// A worker that is told to stop must have done so by then: its drain takes 5 s at most, a hanging store's close more.
+/// A worker that is told to stop must have done so by then: its drain takes 3 s at most, a hanging store's close more.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// Before a worker that could not start is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
@@ -145,10 +145,24 @@ impl Worker {
         }
     }
 
-    /// SIGSTOP or SIGCONT.
-    pub fn freeze(&self, frozen: bool) -> Result<()> {
-        self.state().frozen = frozen;
-        self.signal(if frozen { "STOP" } else { "CONT" })
+    /// SIGSTOP; it stands still when this returns.
+    pub async fn freeze(&self) -> Result<()> {
+        self.state().frozen = true;
+        self.signal("STOP")?;
+        let process = self.state().child.as_ref().map(Child::id);
+        let stat =
+            || std::fs::read_to_string(format!("/proc/{}/stat", process.unwrap_or_default())).unwrap_or_default();
+        // The state follows the name, which stands in brackets. A process that has ended has none, or is a zombie.
+        while stat().rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['T', 'Z'])) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.state().frozen = false;
+        self.signal("CONT")
     }
 
     fn signal(&self, name: &str) -> Result<()> {
