@@ -177,7 +177,8 @@ impl Worker {
     pub async fn look(&self, findings: &Findings) -> Result<()> {
         let (ready, due) = {
             let mut state = self.state();
-            if state.frozen {
+            // Who stops it looks after its end.
+            if state.frozen || !state.wanted {
                 return Ok(());
             }
             let ended = state.child.as_mut().map(Child::try_wait).transpose()?.flatten();
@@ -196,7 +197,7 @@ impl Worker {
                 let memory = peak_memory_kib(child.id()).unwrap_or(0);
                 state.peak_memory_kib = state.peak_memory_kib.max(memory);
             }
-            let due = state.wanted && state.ended.is_some_and(|ended| ended.elapsed() > RESTART_AFTER);
+            let due = state.ended.is_some_and(|ended| ended.elapsed() > RESTART_AFTER);
             (state.ready, due)
         };
         if due {
