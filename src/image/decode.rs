@@ -11,6 +11,7 @@ use std::io::Cursor;
 use std::panic::AssertUnwindSafe;
 
 use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, Limits};
 
 use self::orientation::{orientation, turn};
@@ -28,7 +29,7 @@ pub struct DecodeOptions {
     /// Whether the orientation in the EXIF data is applied.
     pub exif_rotation: bool,
     /// `None`: every pixel as Pillow has it. Otherwise a JPEG may be decoded to a half, a quarter or an eighth of its size
-    /// where no side comes out below this, and colours are up-sampled the quick way.
+    /// where no side comes out below this, and stays in its own planes of luma and chroma.
     pub shrink_to: Option<u32>,
 }
 
@@ -52,14 +53,15 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Picture, Fault> {
     };
     // Decoders are other people's code that reads hostile bytes: a panic in one costs this post, not the process.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let orientation = if options.exif_rotation { orientation(bytes, format) } else { Orientation::NoTransforms };
         let picture = match format {
             ImageFormat::Png => png::decode(bytes, options),
             ImageFormat::Gif => gif::decode(bytes, options),
             ImageFormat::Bmp => bmp::decode(bytes, options),
-            ImageFormat::Jpeg => jpeg::decode(bytes, options),
+            ImageFormat::Jpeg => jpeg::decode(bytes, options, orientation == Orientation::NoTransforms),
             _ => WebPDecoder::new(Cursor::new(bytes)).map_err(fault).and_then(|webp| read(webp, options)),
         }?;
-        Ok(if options.exif_rotation { turn(picture, orientation(bytes, format)) } else { picture })
+        Ok(turn(picture, orientation))
     }));
     outcome.unwrap_or_else(|_| Err(bad_image(format!("the {} decoder gave up on it", name(format)))))
 }

@@ -1,5 +1,5 @@
 //! Pictures: where they come from ([`fetch`], with the address [`guard`]), decoding within limits ([`decode`]), and
-//! resizing exactly as Pillow does ([`resize`]).
+//! resizing exactly as Pillow does ([`resize`]), or nearly so and faster for JPEGs.
 
 pub mod budget;
 pub mod decode;
@@ -25,7 +25,7 @@ pub struct ImagesConfig {
     pub max_bytes: u64,
     /// Largest picture, in bytes as transferred and in pixels as its header says.
     pub max_pixels: u64,
-    /// "exact": the pixels that Pillow gives. "fast": JPEGs are decoded to a half, a quarter or an eighth of their size where that leaves at least twice the model's resolution, and their colours are up-sampled the quick way; vectors differ slightly.
+    /// "exact": the pixels that Pillow gives. "fast": JPEGs are decoded to a half, a quarter or an eighth of their size where that leaves at least twice the model's resolution, and luma and chroma are resized apart, before they become RGB; vectors differ slightly.
     pub decode: Fidelity,
     /// Turn pictures upright by the orientation in their EXIF data. Off: as the model's own pipeline, which does not.
     pub exif_rotation: bool,
@@ -69,7 +69,7 @@ pub struct ImagesConfig {
 pub enum Fidelity {
     /// The pixels that Pillow gives.
     Exact,
-    /// Scaled while decoding, where there are more pixels than the model needs.
+    /// Scaled while decoding, where there are more pixels than the model needs, and resized as YCbCr.
     Fast,
 }
 
@@ -116,3 +116,6 @@ mod networks {
         Vec::<String>::deserialize(deserializer)?.into_iter().map(parse).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

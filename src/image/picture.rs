@@ -23,18 +23,54 @@ pub enum Layout {
     Cmyk,
     /// 3 bytes a pixel, looked up in a palette of which the file has indices (Pillow: P, and 1): never blended.
     Indexed,
+    /// A JPEG's own YCbCr (JFIF: full range, chroma sited in the middle of its pixels), not yet RGB: the plane of luma, then
+    /// those of blue and red difference.
+    YCbCr(Subsampling),
+}
+
+/// How many pixels share a sample of chroma.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subsampling {
+    /// Pixels from left to right: 1, 2 or 4.
+    pub across: u32,
+    /// Pixels from top to bottom: 1, 2 or 4.
+    pub down: u32,
 }
 
 impl Layout {
-    /// Bytes a pixel.
+    /// Bytes a pixel; of planes, bytes a sample.
     pub fn bytes(self) -> usize {
         match self {
-            Layout::Gray => 1,
+            Layout::Gray | Layout::YCbCr(_) => 1,
             Layout::Gray16 | Layout::GrayAlpha => 2,
             Layout::Rgb | Layout::Indexed => 3,
             Layout::Rgba | Layout::Cmyk => 4,
         }
     }
+
+    /// Bytes of a picture. The plane of luma is filled up to whole samples of chroma, as TurboJPEG has it.
+    pub fn size(self, width: u32, height: u32) -> usize {
+        match self {
+            Layout::YCbCr(Subsampling { across, down }) => {
+                let (columns, rows) = (width.div_ceil(across) as usize, height.div_ceil(down) as usize);
+                columns * rows * ((across * down) as usize + 2)
+            }
+            _ => width as usize * height as usize * self.bytes(),
+        }
+    }
+}
+
+/// Samples of one channel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plane<'samples> {
+    /// Row-major.
+    pub samples: &'samples [u8],
+    /// From one row to the next.
+    pub stride: usize,
+    /// The samples that count: columns, rows.
+    pub size: (usize, usize),
+    /// Width and height of the picture in samples, which may end within the last one.
+    pub extent: (f64, f64),
 }
 
 /// A decoded picture.
@@ -44,6 +80,7 @@ pub struct Picture {
     height: u32,
     layout: Layout,
     pixels: Vec<u8>,
+    extent: (f64, f64),
 }
 
 impl std::fmt::Debug for Picture {
@@ -53,14 +90,20 @@ impl std::fmt::Debug for Picture {
 }
 
 impl Picture {
-    /// A picture from its pixels: row-major, interleaved.
+    /// A picture from its pixels: row-major, interleaved; or plane by plane.
     ///
     /// # Panics
-    /// Where a side is zero or above 65,535, or `pixels` has not `width * height * layout.bytes()` bytes.
+    /// Where a side is zero or above 65,535, or `pixels` has not `layout.size(width, height)` bytes.
     pub fn new(width: u32, height: u32, layout: Layout, pixels: Vec<u8>) -> Self {
         assert!((1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height), "a side is 1 to 65,535 pixels");
-        assert_eq!(pixels.len(), width as usize * height as usize * layout.bytes(), "pixels fill the picture");
-        Self { width, height, layout, pixels }
+        assert_eq!(pixels.len(), layout.size(width, height), "pixels fill the picture");
+        Self { width, height, layout, pixels, extent: (f64::from(width), f64::from(height)) }
+    }
+
+    /// The same picture, which ends within its last pixels: after `extent` of them, across and down. A file that is decoded
+    /// to a part of its size seldom gives a whole number. Only planes are resized with regard to it.
+    pub(crate) fn with_extent(self, extent: (f64, f64)) -> Self {
+        Self { extent, ..self }
     }
 
     /// Pixels from left to right; at least 1.
@@ -83,7 +126,7 @@ impl Picture {
         self.layout
     }
 
-    /// Row-major, interleaved, [`Layout::bytes`] a pixel.
+    /// Row-major, interleaved, [`Layout::bytes`] a pixel; or plane by plane.
     pub fn pixels(&self) -> &[u8] {
         &self.pixels
     }
@@ -101,6 +144,20 @@ impl Picture {
     ) -> Self {
         let pixels = self.pixels.as_chunks().0.iter().flat_map(|pixel| map(*pixel)).collect();
         Self::new(self.width, self.height, layout, pixels)
+    }
+
+    /// Luma, blue difference and red difference; `None` where the pixels lie interleaved.
+    pub(crate) fn planes(&self) -> Option<[Plane<'_>; 3]> {
+        let Layout::YCbCr(Subsampling { across, down }) = self.layout else { return None };
+        let (width, height) = (self.width, self.height);
+        let (columns, rows) = (width.div_ceil(across) as usize, height.div_ceil(down) as usize);
+        let stride = columns * across as usize;
+        let (luma, chroma) = self.pixels.split_at(stride * rows * down as usize);
+        let (blue, red) = chroma.split_at(columns * rows);
+        let extent = self.extent;
+        let part = (extent.0 / f64::from(across), extent.1 / f64::from(down));
+        let chroma = |samples| Plane { samples, stride: columns, size: (columns, rows), extent: part };
+        Some([Plane { samples: luma, stride, size: self.size(), extent }, chroma(blue), chroma(red)])
     }
 
     /// One row of pixels that have `BYTES` bytes each.

@@ -5,6 +5,7 @@
 #[cfg(target_arch = "x86_64")]
 mod octets;
 mod passes;
+mod planes;
 #[cfg(target_arch = "x86_64")]
 mod quads;
 mod samples;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 pub use self::passes::Frame;
 use self::passes::resample;
+use self::planes::resize_planes;
 use crate::image::picture::{Layout, Picture};
 
 /// When a picture becomes RGB. The order shows where a picture is not RGB from the start.
@@ -96,6 +98,7 @@ pub fn resize_rgb(picture: &Picture, frame: &Frame, convert: ConvertRgb) -> Vec<
             });
             gray(samples.into_iter().map(saturate).collect())
         }
+        (Layout::YCbCr(_), _) => resize_planes(picture, frame),
     }
 }
 
@@ -137,6 +140,10 @@ pub(super) fn resize_premultiplied(picture: &Picture, width: usize, height: usiz
             let [red, green, blue] = inks_to_rgb(inks);
             [red, green, blue, 255]
         }),
+        Layout::YCbCr(_) => {
+            let rgb = resize_planes(picture, &frame);
+            rgb.as_chunks().0.iter().flat_map(|[red, green, blue]| [*red, *green, *blue, 255]).collect()
+        }
     }
 }
 

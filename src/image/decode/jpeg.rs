@@ -7,7 +7,7 @@ use turbojpeg_sys as tj;
 
 use super::{DecodeOptions, bad_image, check_size};
 use crate::error::Fault;
-use crate::image::picture::{Layout, Picture};
+use crate::image::picture::{Layout, Picture, Subsampling};
 
 /// A progressive file is decoded scan by scan over the whole picture: thousands of empty scans in a small file would
 /// keep a core busy for minutes. Encoders write some ten.
@@ -16,7 +16,8 @@ const MAX_SCANS: i32 = 100;
 /// Scaled inverse DCTs for which libjpeg-turbo has vector code; the others are slower than decoding everything.
 const SHRINK_BY: [i32; 3] = [8, 4, 2];
 
-pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Picture, Fault> {
+/// `is_upright`: the picture will not be turned; planes cannot be, since chroma may end outside the picture.
+pub(super) fn decode(bytes: &[u8], options: &DecodeOptions, is_upright: bool) -> Result<Picture, Fault> {
     let mut decompressor = Decompressor::new()?;
     let header = decompressor.read_header(bytes)?;
     check_size(header.width, header.height, options)?;
@@ -29,22 +30,23 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Picture, F
     }
     decompressor.shrink(by)?;
     let (width, height) = (header.width.div_ceil(by as u32), header.height.div_ceil(by as u32));
-    let (layout, format) = match header.colorspace as tj::TJCS {
-        tj::TJCS_TJCS_GRAY => (Layout::Gray, tj::TJPF_TJPF_GRAY),
-        tj::TJCS_TJCS_CMYK | tj::TJCS_TJCS_YCCK => (Layout::Cmyk, tj::TJPF_TJPF_CMYK),
-        _ => (Layout::Rgb, tj::TJPF_TJPF_RGB),
+    let layout = match (header.colorspace as tj::TJCS, subsampling(header.subsampling)) {
+        (tj::TJCS_TJCS_GRAY, _) => Layout::Gray,
+        (tj::TJCS_TJCS_CMYK | tj::TJCS_TJCS_YCCK, _) => Layout::Cmyk,
+        (tj::TJCS_TJCS_YCbCr, Some(subsampling)) if options.shrink_to.is_some() && is_upright => {
+            Layout::YCbCr(subsampling)
+        }
+        _ => Layout::Rgb,
     };
-    let size = width as usize * height as usize * layout.bytes();
-    let row_length = width as usize * layout.bytes();
-    let mut pixels = vec![0; size];
-    if let Err(failure) = decompressor.read_pixels(bytes, &mut pixels, row_length, format) {
+    let mut pixels = vec![0; layout.size(width, height)];
+    if let Err(failure) = decompressor.read(bytes, &mut pixels, (width, height), layout) {
         // Pillow shows what damaged data gives, but neither a file that is cut off nor one that cannot be decoded to its
         // end. The library does not tell these apart: what it left alone keeps the value that it had before.
         if !failure.is_warning || is_cut_off(bytes) {
             return Err(bad_image(failure.message));
         }
-        let mut again = vec![u8::MAX; size];
-        let _ = decompressor.read_pixels(bytes, &mut again, row_length, format);
+        let mut again = vec![u8::MAX; pixels.len()];
+        let _ = decompressor.read(bytes, &mut again, (width, height), layout);
         if again != pixels {
             return Err(bad_image(failure.message));
         }
@@ -55,7 +57,8 @@ pub(super) fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Picture, F
             *value = 255 - *value;
         }
     }
-    Ok(Picture::new(width, height, layout, pixels))
+    let extent = [header.width, header.height].map(|side| f64::from(side) / f64::from(by));
+    Ok(Picture::new(width, height, layout, pixels).with_extent(extent.into()))
 }
 
 /// Whether the end-of-image marker is missing after the last scan. Neither marker occurs inside a scan's data.
@@ -64,10 +67,25 @@ fn is_cut_off(bytes: &[u8]) -> bool {
     last(0xd9) < last(0xda)
 }
 
+/// Of the kinds that TurboJPEG can give as planes.
+fn subsampling(kind: i32) -> Option<Subsampling> {
+    let (across, down) = match kind {
+        tj::TJSAMP_TJSAMP_444 => (1, 1),
+        tj::TJSAMP_TJSAMP_422 => (2, 1),
+        tj::TJSAMP_TJSAMP_420 => (2, 2),
+        tj::TJSAMP_TJSAMP_440 => (1, 2),
+        tj::TJSAMP_TJSAMP_411 => (4, 1),
+        tj::TJSAMP_TJSAMP_441 => (1, 4),
+        _ => return None,
+    };
+    Some(Subsampling { across, down })
+}
+
 struct Header {
     width: u32,
     height: u32,
     colorspace: i32,
+    subsampling: i32,
 }
 
 struct Failure {
@@ -104,6 +122,11 @@ impl Decompressor {
         if status == 0 { Ok(()) } else { Err(bad_image(self.failure().message)) }
     }
 
+    fn get(&self, parameter: tj::TJPARAM) -> i32 {
+        // SAFETY: the handle is valid.
+        unsafe { tj::tj3Get(self.0, parameter as i32) }
+    }
+
     fn shrink(&mut self, by: i32) -> Result<(), Fault> {
         // SAFETY: the handle is valid.
         let status = unsafe { tj::tj3SetScalingFactor(self.0, tj::tjscalingfactor { num: 1, denom: by }) };
@@ -119,32 +142,52 @@ impl Decompressor {
                 return Err(bad_image(failure.message));
             }
         }
-        // SAFETY: the handle is valid.
-        let get = |parameter: tj::TJPARAM| unsafe { tj::tj3Get(self.0, parameter as i32) };
-        let side = |parameter| u32::try_from(get(parameter)).unwrap_or(0);
+        let side = |parameter| u32::try_from(self.get(parameter)).unwrap_or(0);
         Ok(Header {
             width: side(tj::TJPARAM_TJPARAM_JPEGWIDTH),
             height: side(tj::TJPARAM_TJPARAM_JPEGHEIGHT),
-            colorspace: get(tj::TJPARAM_TJPARAM_COLORSPACE),
+            colorspace: self.get(tj::TJPARAM_TJPARAM_COLORSPACE),
+            subsampling: self.get(tj::TJPARAM_TJPARAM_SUBSAMP),
         })
     }
 
-    /// Decodes into rows of `row_length` bytes; the header has been read, and `pixels` has the size that it says.
-    fn read_pixels(
+    /// Decodes a picture of this size; the header has been read.
+    fn read(
         &mut self,
         bytes: &[u8],
         pixels: &mut [u8],
-        row_length: usize,
-        format: tj::TJPF,
+        (width, height): (u32, u32),
+        layout: Layout,
     ) -> Result<(), Failure> {
+        assert_eq!(pixels.len(), layout.size(width, height), "the library writes as much. This is a bug.");
+        let length = bytes.len() as tj::size_t;
+        let format = match layout {
+            Layout::YCbCr(subsampling) => {
+                let chroma = width.div_ceil(subsampling.across) as usize * height.div_ceil(subsampling.down) as usize;
+                let (luma, both) = pixels.split_at_mut(pixels.len() - 2 * chroma);
+                let (blue, red) = both.split_at_mut(chroma);
+                let kind = self.get(tj::TJPARAM_TJPARAM_SUBSAMP);
+                // SAFETY: no preconditions.
+                let size = |plane| unsafe { tj::tj3YUVPlaneSize(plane, width as i32, 0, height as i32, kind) as usize };
+                let sizes = [luma.len(), blue.len(), red.len()];
+                assert_eq!(sizes, [0, 1, 2].map(size), "the library writes as much. This is a bug.");
+                let mut planes = [luma.as_mut_ptr(), blue.as_mut_ptr(), red.as_mut_ptr()];
+                // SAFETY: as below; without strides, each plane is as large as `tj3YUVPlaneSize` says.
+                let status = unsafe {
+                    let (planes, no_strides) = (planes.as_mut_ptr(), std::ptr::null_mut());
+                    tj::tj3DecompressToYUVPlanes8(self.0, bytes.as_ptr(), length, planes, no_strides)
+                };
+                return if status == 0 { Ok(()) } else { Err(self.failure()) };
+            }
+            Layout::Gray => tj::TJPF_TJPF_GRAY,
+            Layout::Cmyk => tj::TJPF_TJPF_CMYK,
+            _ => tj::TJPF_TJPF_RGB,
+        };
         // A row of at most 65,535 pixels of 4 bytes fits.
-        let pitch = row_length as i32;
+        let pitch = (width as usize * layout.bytes()) as i32;
         // SAFETY: the handle is valid, the pointers have the lengths that go with them: the library takes the size from
         // the same bytes as `read_header` did, and scales it as `decode` does.
-        let status = unsafe {
-            let length = bytes.len() as tj::size_t;
-            tj::tj3Decompress8(self.0, bytes.as_ptr(), length, pixels.as_mut_ptr(), pitch, format)
-        };
+        let status = unsafe { tj::tj3Decompress8(self.0, bytes.as_ptr(), length, pixels.as_mut_ptr(), pitch, format) };
         if status == 0 { Ok(()) } else { Err(self.failure()) }
     }
 

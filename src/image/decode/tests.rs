@@ -129,6 +129,7 @@ fn any_file() -> impl Strategy<Value = Vec<u8>> {
     let files = vec![
         encoded(gradient(), ImageFormat::Png),
         encoded(gradient(), ImageFormat::Jpeg),
+        include_bytes!("../../../tests/fixtures/preprocess/jpeg-420-45x43.jpeg").to_vec(),
         encoded(gradient(), ImageFormat::WebP),
         encoded(gradient(), ImageFormat::Bmp),
         encoded(alpha.clone(), ImageFormat::Png),
@@ -155,13 +156,15 @@ proptest! {
 
     #[test]
     fn damaged_files_are_decoded_or_rejected(file in any_file()) {
-        match decode(&file, &LIMITS) {
-            Ok(picture) => {
-                let pixels = picture.width() as usize * picture.height() as usize;
-                prop_assert_eq!(picture.pixels().len(), pixels * picture.layout().bytes());
+        for options in [LIMITS, DecodeOptions { shrink_to: Some(8), exif_rotation: true, ..LIMITS }] {
+            match decode(&file, &options) {
+                Ok(picture) => {
+                    let size = picture.layout().size(picture.width(), picture.height());
+                    prop_assert_eq!(picture.pixels().len(), size);
+                }
+                Err(Fault::Reject { reason: Reason::BadImage | Reason::TooLarge, .. }) => {}
+                Err(other) => prop_assert!(false, "{other:?}"),
             }
-            Err(Fault::Reject { reason: Reason::BadImage | Reason::TooLarge, .. }) => {}
-            Err(other) => prop_assert!(false, "{other:?}"),
         }
     }
 }

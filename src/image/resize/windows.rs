@@ -16,7 +16,18 @@ pub(super) struct Windows<Weight> {
 impl<Weight> Windows<Weight> {
     /// For an axis of `from` pixels that becomes `to`, of which only those in `wanted` are computed.
     pub(super) fn new(from: usize, to: usize, wanted: Range<usize>, convert: impl Fn(f64) -> Weight) -> Self {
-        let scale = from as f64 / to as f64;
+        Self::of_extent(from as f64, from, to, wanted, convert)
+    }
+
+    /// The same for an axis that ends within the last of its `from` pixels, after `extent` of them (Pillow's `box`).
+    pub(super) fn of_extent(
+        extent: f64,
+        from: usize,
+        to: usize,
+        wanted: Range<usize>,
+        convert: impl Fn(f64) -> Weight,
+    ) -> Self {
+        let scale = extent / to as f64;
         let filter_scale = scale.max(1.0);
         let support = SUPPORT * filter_scale;
         let step = 1.0 / filter_scale;
@@ -39,6 +50,12 @@ impl<Weight> Windows<Weight> {
                 .extend(raw.iter().map(|weight| convert(if total == 0.0 { *weight } else { weight / total })));
         }
         windows
+    }
+
+    /// The same windows with other weights.
+    pub(super) fn map<Other>(self, convert: impl Fn(Weight) -> Other) -> Windows<Other> {
+        let weights = self.weights.into_iter().map(convert).collect();
+        Windows { spans: self.spans, firsts: self.firsts, weights }
     }
 
     /// Number of output pixels.
