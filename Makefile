@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
 BINARY := target/release/feedlens
-BENCHES := pipeline encoder tokenizer
+BENCHES := pipeline encoder tokenizer preprocess
 
 .PHONY: help setup build demo test lint chaos bench bench-peers services services-stop
 
@@ -12,7 +12,7 @@ help:
 	@echo "make chaos SEED=n MINUTES=m [STORE=edge|qdrant]   faults of all kinds under load, then everything is compared"
 	@echo "make lint                     formatting, clippy, shell scripts"
 	@echo "make bench [BENCHES=name]     throughput of the pipe beside its bare parts, and of parts beside their peers"
-	@echo "make bench-peers              the Python packages that benches compare with"
+	@echo "make bench-peers [TORCH=1]    the Python packages that benches compare with; PyTorch's take gigabytes"
 	@echo "make services                 a real Kafka (and Qdrant, where there is one) for the integration tests"
 
 setup:
@@ -43,7 +43,7 @@ bench: setup
 	@$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
 
 bench-peers:
-	@scripts/bench_peers.sh
+	@scripts/bench_peers.sh $(if $(TORCH),torch)
 
 services:
 	@scripts/setup.sh tests

@@ -4,13 +4,16 @@
 //! peer is the tokenizer alone (`bert_tokenizer.py`), without the tensor that cn_clip then fills. Python with cn_clip is
 //! taken from FEEDLENS_BENCH_PYTHON, or from .cache/bench/venv, which `make bench-peers` fills.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+#[path = "support/peer.rs"]
+mod peer;
+
+use std::path::Path;
 
 use feedlens::captions::clean;
 use feedlens::encode::tokenizer::Tokenizer;
 use feedlens::feed::Feed;
+
+use peer::Peer;
 
 /// Of each; the best counts.
 const ROUNDS: usize = 5;
@@ -48,7 +51,7 @@ fn main() {
     let characters = captions.iter().map(|caption| caption.chars().count()).sum::<usize>();
     println!("{} captions of {:.0} characters in the mean", captions.len(), characters as f64 / captions.len() as f64);
     let tokenizer = Tokenizer::load(&root.join("models/small/vocab.txt"), 52).expect("the shipped vocabulary");
-    let mut peer = python(root).map(|python| Peer::start(&python, &captions));
+    let mut peer = Peer::start(PEER, &["cn_clip", "six"], &captions);
 
     let (mut ours, mut theirs, mut cleaning) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
     for _ in 0..ROUNDS {
@@ -57,7 +60,7 @@ fn main() {
         ours = ours.min(seconds);
         cleaning = cleaning.min(measure(|| captions.iter().map(|caption| clean(caption).len()).sum()).0);
         if let Some(peer) = &mut peer {
-            let (seconds, their_ids) = peer.round();
+            let (seconds, their_ids) = peer.ask::<(f64, usize)>("");
             assert_eq!(ids, their_ids, "both give as many ids");
             theirs = theirs.min(seconds);
         }
@@ -106,46 +109,4 @@ fn thread_seconds() -> f64 {
         time
     };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-fn python(root: &Path) -> Option<PathBuf> {
-    let named = std::env::var_os("FEEDLENS_BENCH_PYTHON").map(PathBuf::from);
-    let python = named.unwrap_or_else(|| root.join(".cache/bench/venv/bin/python"));
-    let has_cn_clip = "import importlib.util as u, sys; sys.exit(not (u.find_spec('cn_clip') and u.find_spec('six')))";
-    let found = Command::new(&python).args(["-c", has_cn_clip]).status().is_ok_and(|status| status.success());
-    found.then_some(python)
-}
-
-struct Peer {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &Path, captions: &[String]) -> Self {
-        let mut command = Command::new(python);
-        let mut process =
-            command.args(["-c", PEER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python starts");
-        let mut input = process.stdin.take().expect("piped");
-        writeln!(input, "{}", serde_json::to_string(captions).expect("JSON")).expect("Python reads");
-        let output = BufReader::new(process.stdout.take().expect("piped"));
-        Self { process, input, output }
-    }
-
-    /// CPU seconds of one round, and the number of ids.
-    fn round(&mut self) -> (f64, usize) {
-        writeln!(self.input).expect("Python reads");
-        let mut answer = String::new();
-        self.output.read_line(&mut answer).expect("Python answers");
-        serde_json::from_str(&answer).expect("seconds and ids")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It has answered all that it was asked; without this it would wait for more.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
