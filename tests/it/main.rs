@@ -7,6 +7,7 @@ mod bundles;
 mod captions;
 mod dead_letters;
 mod demo;
+mod docs;
 mod encoder_graphs;
 mod encoder_providers;
 mod evaluation;
