@@ -76,8 +76,14 @@ impl std::fmt::Display for Reason {
 pub enum Outage {
     /// The picture's host does not answer, or answers 429 / 5xx; `images.root` cannot be read.
     ImageHost,
-    /// The vector store.
+    /// The vector store does not answer, or says that it cannot serve now.
     Store,
+    /// The vector store's disk is full, or a disk quota is used up.
+    StoreNoSpace,
+    /// A limit that the vector store's operator set is reached: points, bytes, memory, requests a minute.
+    StoreLimit,
+    /// The vector store no longer accepts this worker's credentials.
+    StoreUnauthorized,
     /// The Kafka brokers.
     Broker,
     /// The encoder thread.
@@ -86,13 +92,24 @@ pub enum Outage {
 
 impl Outage {
     /// Every outage, for metrics that start at zero.
-    pub const ALL: [Outage; 4] = [Outage::ImageHost, Outage::Store, Outage::Broker, Outage::Encoder];
+    pub const ALL: [Outage; 7] = [
+        Outage::ImageHost,
+        Outage::Store,
+        Outage::StoreNoSpace,
+        Outage::StoreLimit,
+        Outage::StoreUnauthorized,
+        Outage::Broker,
+        Outage::Encoder,
+    ];
 
     /// The name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Outage::ImageHost => "image_host",
             Outage::Store => "store",
+            Outage::StoreNoSpace => "store_no_space",
+            Outage::StoreLimit => "store_limit",
+            Outage::StoreUnauthorized => "store_unauthorized",
             Outage::Broker => "broker",
             Outage::Encoder => "encoder",
         }

@@ -100,7 +100,8 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let IngestParts { encoder, store, metrics, consumer, progress } = parts;
     let preparer = Arc::new(Preparer::new(encoder, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
-    let writer = Arc::new(Writer::new(store.clone(), dead_letters, config.ingest.clone(), metrics.clone()));
+    let (ingest, told) = (config.ingest.clone(), progress.clone());
+    let writer = Arc::new(Writer::new(store.clone(), dead_letters, ingest, metrics.clone(), told));
     let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;

@@ -6,15 +6,29 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use tokio::time::MissedTickBehavior;
 
+use crate::ingest::outage::OutageLog;
 use crate::metrics::Metrics;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The largest model on the slowest machine settles a post in less.
 const STALLED_AFTER: Duration = Duration::from_secs(120);
 
-/// Tells whether posts in flight are ever settled; cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<Mutex<Option<Moved>>>);
+/// Tells whether posts in flight are ever settled, and what keeps them from it; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    moved: Arc<Mutex<Option<Moved>>>,
+    /// How the writes go.
+    pub store: OutageLog,
+    /// How the dead letters go.
+    pub dead_letters: OutageLog,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let (store, dead_letters) = (OutageLog::new("the store"), OutageLog::new("the dead-letter topic"));
+        Self { moved: Arc::default(), store, dead_letters }
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Moved {
@@ -24,7 +38,7 @@ struct Moved {
 
 impl Progress {
     fn observe(&self, settled: u64, in_flight: i64, now: Instant) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         if in_flight == 0 || last.is_none_or(|last| last.settled != settled) {
             *last = Some(Moved { settled, at: now });
         }
@@ -33,13 +47,16 @@ impl Progress {
     /// Whether the pipe moves, or has nothing to do.
     ///
     /// # Errors
-    /// Nothing has been settled for two minutes although posts are in flight: how many, and where they wait.
+    /// Writes or dead letters fail for now: what with. Or nothing has been settled for two minutes although posts are in
+    /// flight: how many, and where they wait.
     pub fn ready(&self, metrics: &Metrics) -> Result<()> {
+        self.store.ready()?;
+        self.dead_letters.ready()?;
         self.ready_at(metrics, Instant::now())
     }
 
     fn ready_at(&self, metrics: &Metrics, now: Instant) -> Result<()> {
-        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(stalled) = last.map(|last| now.saturating_duration_since(last.at)) else { return Ok(()) };
         if stalled > STALLED_AFTER {
             let queue = |name| metrics.queue_depth.with_label_values(&[name]).get();

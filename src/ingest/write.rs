@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::{Fault, Outage, Reason};
-use crate::ingest::outage::OutageLog;
+use crate::ingest::progress::Progress;
 use crate::ingest::{IngestConfig, flatten, give_up_on};
 use crate::kafka::{DeadLetters, Envelope, SendFault};
 use crate::metrics::Metrics;
@@ -45,8 +45,7 @@ pub struct Writer {
     dead_letters: DeadLetters,
     config: IngestConfig,
     metrics: Arc<Metrics>,
-    store_log: OutageLog,
-    dead_letters_log: OutageLog,
+    progress: Progress,
     rejects_in_a_row: AtomicUsize,
 }
 
@@ -54,11 +53,15 @@ pub struct Writer {
 type Written = Result<Vec<Rejected>, Fault>;
 
 impl Writer {
-    /// A writer; `config` has batch sizes and back-off.
-    pub fn new(store: SharedStore, dead_letters: DeadLetters, config: IngestConfig, metrics: Arc<Metrics>) -> Self {
-        let (store_log, dead_letters_log) = (OutageLog::new("the store"), OutageLog::new("the dead-letter topic"));
-        let rejects_in_a_row = AtomicUsize::new(0);
-        Self { store, dead_letters, config, metrics, store_log, dead_letters_log, rejects_in_a_row }
+    /// A writer; `config` has batch sizes and back-off, `progress` is told of outages.
+    pub fn new(
+        store: SharedStore,
+        dead_letters: DeadLetters,
+        config: IngestConfig,
+        metrics: Arc<Metrics>,
+        progress: Progress,
+    ) -> Self {
+        Self { store, dead_letters, config, metrics, progress, rejects_in_a_row: AtomicUsize::new(0) }
     }
 
     /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty, or
@@ -185,11 +188,11 @@ impl Writer {
             let written = self.store.write(batch.iter().map(|pending| pending.write.clone()).collect()).await;
             self.metrics.stage_seconds.with_label_values(&["write"]).observe(started.elapsed().as_secs_f64());
             let Err(Fault::Retry { outage, detail, after }) = written else {
-                self.store_log.succeeded();
+                self.progress.store.succeeded();
                 return written;
             };
             self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(batch.len() as u64);
-            self.store_log.failed(&detail);
+            self.progress.store.failed(outage, &detail);
             tokio::time::sleep(after.unwrap_or_default().max(backoff.next_delay())).await;
         }
     }
@@ -223,7 +226,7 @@ impl Writer {
             match fault {
                 SendFault::Outage(detail) => {
                     self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
-                    self.dead_letters_log.failed(&detail);
+                    self.progress.dead_letters.failed(Outage::Broker, &detail);
                     tokio::time::sleep(delay).await;
                 }
                 SendFault::TooLarge { detail, retry_after } => {
@@ -235,7 +238,7 @@ impl Writer {
                 }
             }
         }
-        self.dead_letters_log.succeeded();
+        self.progress.dead_letters.succeeded();
         self.metrics.stage_seconds.with_label_values(&["dead_letter"]).observe(started.elapsed().as_secs_f64());
         envelope.settle();
     }

@@ -270,6 +270,8 @@ pub struct EdgeConfig {
     pub flush_interval: Duration,
     /// Build the search graph in the background when at least this many points are new since the last time.
     pub optimize_after: usize,
+    /// Nothing is written while less than this is free on the disk of `dir`.
+    pub min_free_bytes: u64,
 }
 
 /// Which store.

@@ -82,6 +82,10 @@ impl Running {
         values.sum()
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("is ours").is_some()
+    }
+
     pub fn terminate(&self) {
         let sent = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(sent.success());

@@ -25,7 +25,7 @@ pub fn shared() -> Option<(String, Secret)> {
         if let Ok(url) = std::env::var("QDRANT_URL") {
             return Some((url, Secret::new(std::env::var("QDRANT_API_KEY").unwrap_or_default())));
         }
-        let server = Server::start("")?;
+        let server = Server::start("", None)?;
         let url = server.url();
         // For all tests: it ends with the process.
         std::mem::forget(server);
@@ -43,36 +43,38 @@ pub fn shared() -> Option<(String, Secret)> {
 }
 
 /// A server of this process's own.
-struct Server {
+pub struct Server {
     binary: PathBuf,
     folder: tempfile::TempDir,
     http: u16,
     grpc: u16,
-    api_key: &'static str,
+    pub api_key: &'static str,
+    storage: PathBuf,
     process: Option<Child>,
 }
 
 impl Server {
-    /// `None` where there is no binary.
-    fn start(api_key: &'static str) -> Option<Self> {
+    /// `None` where there is no binary. Without `storage`, a folder of its own.
+    pub fn start(api_key: &'static str, storage: Option<PathBuf>) -> Option<Self> {
         let path = std::env::var_os("PATH")?;
         let binary = std::env::split_paths(&path).map(|path| path.join("qdrant")).find(|path| path.is_file())?;
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, grpc] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
         drop(ports);
         let folder = tempfile::tempdir().unwrap();
-        let mut server = Self { binary, folder, http, grpc, api_key, process: None };
+        let storage = storage.unwrap_or_else(|| folder.path().join("storage"));
+        let mut server = Self { binary, folder, http, grpc, api_key, storage, process: None };
         server.begin();
         Some(server)
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.grpc)
     }
 
     /// Begins, and waits until it listens. The shell ends the server once its standard input is closed, so that it
     /// never outlives this process.
-    fn begin(&mut self) {
+    pub fn begin(&mut self) {
         let mut command = Command::new("sh");
         command
             .args(["-c", r#""$0" >server.log 2>&1 & server=$!; cat >/dev/null; kill -9 $server"#])
@@ -81,7 +83,7 @@ impl Server {
             .env("QDRANT__SERVICE__HOST", "127.0.0.1")
             .env("QDRANT__SERVICE__HTTP_PORT", self.http.to_string())
             .env("QDRANT__SERVICE__GRPC_PORT", self.grpc.to_string())
-            .env("QDRANT__STORAGE__STORAGE_PATH", self.folder.path().join("storage"))
+            .env("QDRANT__STORAGE__STORAGE_PATH", &self.storage)
             .env("QDRANT__STORAGE__SNAPSHOTS_PATH", self.folder.path().join("snapshots"))
             .env("QDRANT__TELEMETRY_DISABLED", "true")
             .env("QDRANT__LOG_LEVEL", "WARN")
@@ -99,7 +101,7 @@ impl Server {
         }
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             drop(process.stdin.take());
             let _ = process.wait();
@@ -148,7 +150,7 @@ async fn malformed_api_key_is_not_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_api_key_is_said_and_not_shown() {
-    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y")).await.unwrap() else {
+    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y", None)).await.unwrap() else {
         shared();
         return;
     };
@@ -167,7 +169,7 @@ async fn wrong_api_key_is_said_and_not_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outage_is_retried_and_recovers() {
-    let Some(mut server) = tokio::task::spawn_blocking(|| Server::start("")).await.unwrap() else {
+    let Some(mut server) = tokio::task::spawn_blocking(|| Server::start("", None)).await.unwrap() else {
         shared();
         return;
     };

@@ -37,6 +37,7 @@ impl Bench {
                 dir: folder.path().join("store"),
                 flush_interval: Duration::from_millis(20),
                 optimize_after: 10_000,
+                min_free_bytes: 0,
             },
         };
         Self { config, stamp: stamp("small"), _folder: folder }

@@ -20,6 +20,8 @@ pub(super) struct Journal {
     file: File,
     bytes: u64,
     unsynced: bool,
+    /// Beyond `bytes` lies what an append that failed had written so far.
+    torn: bool,
 }
 
 impl Journal {
@@ -28,7 +30,7 @@ impl Journal {
         let found = path.try_exists()?;
         let file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let bytes = file.metadata()?.len();
-        Ok((Self { path: path.to_owned(), file, bytes, unsynced: false }, found))
+        Ok((Self { path: path.to_owned(), file, bytes, unsynced: false, torn: false }, found))
     }
 
     /// Bytes in the file.
@@ -69,9 +71,13 @@ impl Journal {
         let checksum = crc32fast::hash(body);
         record[..4].copy_from_slice(&length.to_le_bytes());
         record[4..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
-        if let Err(error) = self.file.write_all(&record) {
-            // A half-written record would hide every later one from the replay.
+        // A half-written record would hide every later one from the replay.
+        if self.torn {
             self.file.set_len(self.bytes)?;
+            self.torn = false;
+        }
+        if let Err(error) = self.file.write_all(&record) {
+            self.torn = self.file.set_len(self.bytes).is_err();
             return Err(error);
         }
         self.bytes += record.len() as u64;
@@ -90,8 +96,7 @@ impl Journal {
     /// Forgets every record: the engine has them on disk.
     pub fn clear(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
-        self.bytes = 0;
-        self.unsynced = false;
+        (self.bytes, self.unsynced, self.torn) = (0, false, false);
         Ok(())
     }
 

@@ -9,9 +9,10 @@
 mod engine;
 mod folder;
 mod journal;
+mod room;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use self::engine::{Engine, EngineConfig, EngineError};
 use self::folder::Folder;
 use self::journal::Journal;
+use self::room::Room;
 use super::rows::{self, Plan};
 use super::{EdgeConfig, Hit, ModelStamp, Outcome, StoredPoint, VectorQuery, VectorStore, Write};
 use crate::error::{Fault, Outage};
@@ -54,6 +56,7 @@ struct Keeper {
 struct Inner {
     engine_config: EngineConfig,
     flush_interval: Duration,
+    room: Room,
     metrics: Metrics,
     /// `None` once closed. The lock is held exclusively only to close and to open the engine anew.
     engine: RwLock<Option<Engine>>,
@@ -123,7 +126,11 @@ impl VectorStore for EdgeStore {
     async fn ready(&self) -> Result<(), Fault> {
         self.inner.check()?;
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.read(|_| Ok(()))).await
+        blocking(move || {
+            inner.room.check()?;
+            inner.read(|_| Ok(()))
+        })
+        .await
     }
 
     async fn close(&self) -> Result<(), Fault> {
@@ -136,6 +143,9 @@ impl VectorStore for EdgeStore {
 impl Inner {
     fn open(config: &EdgeConfig, alias: &str, stamp: &ModelStamp, metrics: Metrics) -> Result<Self, Fault> {
         let folder = Folder::open(&config.dir, alias, stamp)?;
+        let room = Room::new(&config.dir, config.min_free_bytes);
+        room.check_at_start()?;
+        room::tell_of_the_end(&config.dir);
         let engine_config = EngineConfig {
             path: config.dir.clone(),
             dimension: stamp.dimension,
@@ -155,6 +165,7 @@ impl Inner {
         Ok(Self {
             engine_config,
             flush_interval: config.flush_interval,
+            room,
             metrics,
             engine: RwLock::new(Some(engine)),
             writer: tokio::sync::Mutex::new(Some(Writer { journal, _folder: folder })),
@@ -173,6 +184,7 @@ impl Inner {
         let engine = engine.as_ref().ok_or_else(closed)?;
         let mut outcomes = Vec::with_capacity(writes.len());
         for writes in writes.chunks(RECORD_WRITES) {
+            self.room.check()?;
             let ids = writes.iter().map(Write::id).collect::<Vec<_>>();
             let (existing, stored) = engine.states(&ids).map_err(|error| unavailable(&error))?;
             let plan = Plan::new(writes, &stored);
@@ -183,12 +195,10 @@ impl Inner {
             if rows.is_empty() {
                 continue;
             }
-            writer.journal.append(&rows).map_err(|error| {
-                Fault::retry(
-                    Outage::Store,
-                    format!("cannot write to {}: {error}", self.engine_config.path.join(JOURNAL_FILE).display()),
-                )
-            })?;
+            writer
+                .journal
+                .append(&rows)
+                .map_err(|error| self.room.fault(&self.engine_config.path.join(JOURNAL_FILE), &error))?;
             // From here on the journal says that the rows are there: only a new start, which reads it, can mend the
             // engine.
             engine.put(&rows, &existing).map_err(|error| self.fail(&error))?;
@@ -200,6 +210,7 @@ impl Inner {
     /// Not in the journal: what a killed process had purged comes back at most as a marker, and goes again.
     fn purge(&self, before: DateTime<Utc>) -> Result<u64, Fault> {
         self.check()?;
+        self.room.check()?;
         let mut writer = self.writer.blocking_lock();
         writer.as_mut().ok_or_else(closed)?;
         self.read(|engine| engine.purge(before))
@@ -213,6 +224,10 @@ impl Inner {
 
     fn engine(&self) -> RwLockReadGuard<'_, Option<Engine>> {
         self.engine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn engine_mut(&self) -> RwLockWriteGuard<'_, Option<Engine>> {
+        self.engine.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self) -> Result<(), Fault> {
@@ -240,6 +255,10 @@ impl Inner {
         };
         if let Some(journal) = unsynced {
             journal.sync_data()?;
+        }
+        if self.room.check().is_err() {
+            // What follows writes to the disk, and can wait: nothing is written in the meantime.
+            return Ok(());
         }
         let new = self.unoptimized.load(Ordering::Relaxed);
         if new >= self.engine_config.optimize_after {
@@ -293,7 +312,7 @@ impl Inner {
     /// Closes the engine and opens it anew; searches wait.
     fn reopen(&self) -> Result<(), EngineError> {
         let mut writer = self.writer.blocking_lock();
-        let mut engine = self.engine.write().unwrap_or_else(PoisonError::into_inner);
+        let mut engine = self.engine_mut();
         let (Some(writer), Some(open)) = (writer.as_mut(), engine.take()) else { return Ok(()) };
         open.flush()?;
         open.close()?;
@@ -312,14 +331,24 @@ impl Inner {
             busy = keeper.ended.recv_timeout(CLOSE_POLL) == Err(mpsc::RecvTimeoutError::Timeout);
         }
         let mut writer = self.writer.blocking_lock();
-        if busy {
-            tracing::info!("an optimisation of the embedded store is still running; the next start begins it again");
+        let full = self.room.check().err();
+        if busy || full.is_some() {
+            match full {
+                None => tracing::info!(
+                    "an optimisation of the embedded store is still running; the next start begins it again"
+                ),
+                Some(fault) => tracing::warn!("closed without a flush, which the next start makes up for: {fault}"),
+            }
             let Some(open) = writer.as_mut() else { return Ok(()) };
             let synced =
                 open.journal.take_unsynced().and_then(|journal| journal.map_or(Ok(()), |file| file.sync_all()));
+            if !busy {
+                // Its drop would flush.
+                std::mem::forget(self.engine_mut().take());
+            }
             return synced.map_err(|error| self.fail(&error));
         }
-        let engine = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        let engine = self.engine_mut().take();
         let (Some(open), Some(engine)) = (writer.take(), engine) else { return Ok(()) };
         let closed = engine.flush().and_then(|()| engine.close());
         self.check()?;
@@ -422,6 +451,7 @@ mod tests {
             dir: folder.path().join("store"),
             flush_interval: Duration::from_secs(1),
             optimize_after: 1_000,
+            min_free_bytes: 0,
         };
         let stamp = ModelStamp { model: "small".to_owned(), dimension: 2 };
         let inner = Inner::open(&config, "posts", &stamp, Metrics::new()).expect("opens");

@@ -56,24 +56,38 @@ impl Faults {
         })
     }
 
-    /// Of an error while serving. Revoked credentials only delay, as an outage does: a key can be put back, and no post
-    /// is at fault. A collection that is gone is no outage: only a new start makes it anew.
+    /// Of an error while serving. A full disk, a limit of the collection and revoked credentials only delay, as an outage
+    /// does: a person can mend them, and no post is at fault. A collection that is gone is no outage: only a new start
+    /// makes it anew.
     pub fn at_run_time(&self, action: &str, error: &QdrantError) -> Fault {
         let detail = self.detail(action, error);
+        // Not of a bad request, which may show what a post says.
+        if code(error) != Some(Code::InvalidArgument) && no_space(&detail) {
+            let way_out = "the disk of the server is full; writes go on by themselves once it has room";
+            return Fault::retry(Outage::StoreNoSpace, format!("{detail}; {way_out}"));
+        }
         if let QdrantError::ResourceExhaustedError { retry_after_seconds, .. } = error {
             let after = Some(Duration::from_secs(*retry_after_seconds));
-            return Fault::Retry { outage: Outage::Store, detail, after };
+            return Fault::Retry { outage: Outage::StoreLimit, detail, after };
         }
         if matches!(error, QdrantError::ConversionError(_) | QdrantError::JsonToPayload(_)) {
             return Fault::reject(Reason::StoreRejected, detail);
         }
         match code(error) {
+            Some(Code::ResourceExhausted) => Fault::retry(Outage::StoreLimit, detail),
+            Some(Code::InvalidArgument) if limit_reached(&detail) => {
+                let way_out = "raise that limit of the collection's strict mode or remove points, and writes go on by \
+                               themselves";
+                Fault::retry(Outage::StoreLimit, format!("{detail}; {way_out}"))
+            }
             Some(Code::InvalidArgument) => Fault::reject(Reason::StoreRejected, detail),
             Some(Code::NotFound) => Fault::fatal(format!(
                 "{detail}; the collection is gone: start again to make it anew, and index the posts again"
             )),
             Some(Code::Unauthenticated | Code::PermissionDenied) => {
-                Fault::retry(Outage::Store, format!("{detail}; store.qdrant.api_key is no longer accepted"))
+                let way_out = "store.qdrant.api_key is no longer accepted for this: let the server accept it again, or \
+                               start this worker again with another key";
+                Fault::retry(Outage::StoreUnauthorized, format!("{detail}; {way_out}"))
             }
             _ => Fault::retry(Outage::Store, detail),
         }
@@ -94,6 +108,18 @@ impl Faults {
         };
         format!("cannot {action} qdrant at {}: {text}", self.server)
     }
+}
+
+/// In the server's own words (before it would write to a disk that is nearly full), or in the system's.
+fn no_space(detail: &str) -> bool {
+    ["No space left on device", "Disk quota exceeded"].iter().any(|words| detail.contains(words))
+}
+
+/// A limit of strict mode on the whole collection or server (points, bytes, percent of disk and memory) is told as a bad
+/// request, as a limit on one request is: only the words differ (Qdrant 1.18, `collection/src/operations/verification`).
+fn limit_reached(detail: &str) -> bool {
+    (detail.contains("limit of ") && detail.contains(" reached!"))
+        || detail.contains("exceeding the configured limit of ")
 }
 
 fn code(error: &QdrantError) -> Option<Code> {
@@ -136,12 +162,27 @@ mod tests {
             Code::Internal,
             Code::Unknown,
             Code::FailedPrecondition,
-            Code::ResourceExhausted,
-            Code::Unauthenticated,
-            Code::PermissionDenied,
         ] {
             let fault = faults.at_run_time("write to", &Status::new(code, "no").into());
             assert!(matches!(fault, Fault::Retry { outage: Outage::Store, after: None, .. }), "{code:?}: {fault:?}");
+        }
+        for (code, says, expected) in [
+            (Code::ResourceExhausted, "no", Outage::StoreLimit),
+            (Code::InvalidArgument, "Wrong input: Max points count limit of 5 reached!", Outage::StoreLimit),
+            (
+                Code::InvalidArgument,
+                "Disk usage is at 91% of total capacity, exceeding the configured limit of 90%. Help: Reduce",
+                Outage::StoreLimit,
+            ),
+            (Code::Unauthenticated, "no", Outage::StoreUnauthorized),
+            (Code::PermissionDenied, "no", Outage::StoreUnauthorized),
+            (Code::Internal, "Service internal error: No space left on device: WAL", Outage::StoreNoSpace),
+            (Code::Unknown, "Disk quota exceeded (os error 122)", Outage::StoreNoSpace),
+        ] {
+            let fault = faults.at_run_time("write to", &Status::new(code, says).into());
+            let Fault::Retry { outage, detail, after: None } = fault else { panic!("{code:?} {says}: {fault:?}") };
+            assert_eq!(outage, expected, "{code:?} {says}");
+            assert!(detail.contains(says), "{detail}");
         }
     }
 
@@ -151,13 +192,17 @@ mod tests {
         status.metadata_mut().insert("retry-after", MetadataValue::from_static("7"));
         let fault = faults("http://localhost:6334").expect("an address").at_run_time("write to", &status.into());
         assert!(matches!(fault, Fault::Retry { after: Some(after), .. } if after.as_secs() == 7), "{fault:?}");
+        assert!(matches!(fault, Fault::Retry { outage: Outage::StoreLimit, .. }), "{fault:?}");
     }
 
     #[test]
     fn invalid_request_is_rejected_and_missing_collection_is_fatal() {
         let faults = faults("http://localhost:6334").expect("an address");
-        let fault = faults.at_run_time("write to", &Status::invalid_argument("no").into());
-        assert!(matches!(fault, Fault::Reject { reason: Reason::StoreRejected, .. }), "{fault:?}");
+        // The second is a limit on one request: a smaller one passes.
+        for says in ["no", "Limit exceeded 128 > 100 for \"upsert limit\". Help: Reduce the \"upsert limit\""] {
+            let fault = faults.at_run_time("write to", &Status::invalid_argument(says).into());
+            assert!(matches!(fault, Fault::Reject { reason: Reason::StoreRejected, .. }), "{fault:?}");
+        }
         let fault = faults.at_run_time("write to", &Status::not_found("no").into());
         assert!(matches!(fault, Fault::Fatal(_)), "{fault:?}");
     }
