@@ -9,7 +9,7 @@ use feedlens::error::Reason;
 
 use crate::kafka::Record;
 use crate::ledger::Ledger;
-use crate::posts::{Content, Meaning, Message, NUMBER_HEADER, Style};
+use crate::posts::{Content, Meaning, Message, Style};
 
 /// A write of a post, where the topic has it.
 #[derive(Debug, Clone)]
@@ -110,8 +110,7 @@ impl Expected {
     pub fn of_topic(topic: &[Record], ledger: &Ledger) -> Result<Self> {
         let mut expected = Self::default();
         for record in topic {
-            let number = record.header(NUMBER_HEADER).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-            let number = number.context("a message without a number is in the topic")?;
+            let number = record.number().context("a message without a number is in the topic")?;
             let message = ledger.message(number).context("a message that was never sent is in the topic")?;
             ensure!(
                 (&message.payload, &message.key, &message.headers) == (&record.payload, &record.key, &record.headers),

@@ -42,7 +42,8 @@ pub struct Happened {
 
 impl std::fmt::Display for Happened {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{:6.1} s to {:6.1} s  {:?}", self.from, self.to, self.fault.first)?;
+        let when = if self.fault.waits { "once resumed" } else { "at once" };
+        write!(formatter, "{:6.1} s to {:6.1} s  {when}: {:?}", self.from, self.to, self.fault.first)?;
         if let Some((second, delay)) = &self.fault.second {
             write!(formatter, ", {:.1} s later {second:?}", delay.as_secs_f64())?;
         }
@@ -73,18 +74,25 @@ impl Scene {
             self.watch.fault_begins();
             // Nothing else is out of order, and what is in flight can be finished.
             let calm = fault.second.is_none() && fault.waits;
+            let unsettled = self.given_back_unsettled();
             self.begin(&fault.first, calm).await?;
             match &fault.second {
                 Some((second, delay)) => {
                     tokio::time::sleep(*delay).await;
                     self.begin(second, false).await?;
                     tokio::time::sleep(fault.lasts - *delay).await;
-                    self.end(second).await?;
+                    self.end(second, false).await?;
                 }
                 None => tokio::time::sleep(fault.lasts).await,
             }
-            self.end(&fault.first).await?;
+            self.end(&fault.first, calm).await?;
             self.watch.fault_ends();
+            if calm && matches!(fault.first, Disruption::Join { killed: false }) {
+                let unsettled = self.given_back_unsettled() - unsettled;
+                if unsettled > 0 {
+                    self.findings.add(format!("{unsettled} calm rebalances took partitions away before their drain"));
+                }
+            }
             let fault = Happened { fault, from, to: began.elapsed().as_secs_f64() };
             println!("chaos: {fault}");
             happened.push(fault);
@@ -95,6 +103,22 @@ impl Scene {
         match disruption {
             Disruption::Kill { worker } => {
                 self.workers[*worker].kill();
+                self.audit_embedded().await?;
+            }
+            Disruption::Crashes { worker, lives } => {
+                let worker = &self.workers[*worker];
+                for life in lives {
+                    worker.kill();
+                    self.audit_embedded().await?;
+                    worker.start()?;
+                    // What else is out of order may keep it from being ready.
+                    let patience = Instant::now() + Duration::from_secs(5);
+                    while !worker.is_ready() && Instant::now() < patience {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    tokio::time::sleep(*life).await;
+                }
+                worker.kill();
                 self.audit_embedded().await?;
             }
             Disruption::KillAll => self.workers.iter().for_each(|worker| worker.kill()),
@@ -112,13 +136,15 @@ impl Scene {
         Ok(())
     }
 
-    async fn end(&self, disruption: &Disruption) -> Result<()> {
+    async fn end(&self, disruption: &Disruption, calm: bool) -> Result<()> {
         match disruption {
-            Disruption::Kill { worker } | Disruption::Terminate { worker } => self.workers[*worker].start()?,
+            Disruption::Kill { worker } | Disruption::Crashes { worker, .. } | Disruption::Terminate { worker } => {
+                self.workers[*worker].start()?;
+            }
             Disruption::KillAll => self.workers[..self.regular].iter().try_for_each(|worker| worker.start())?,
             Disruption::Freeze { worker } => self.workers[*worker].thaw()?,
             Disruption::Join { killed: true } => self.workers[self.regular].kill(),
-            Disruption::Join { killed: false } => self.terminate(&self.workers[self.regular], false).await?,
+            Disruption::Join { killed: false } => self.terminate(&self.workers[self.regular], calm).await?,
             Disruption::Broker => self.services.resume("kafka").await?,
             Disruption::Store => self.services.resume("qdrant").await?,
             Disruption::Network { worker, .. } => self.set_lines(Line::Open, *worker),
@@ -144,6 +170,10 @@ impl Scene {
             self.findings.add(format!("{}: a calm SIGTERM ended with {code:?} and {stopped:?}", worker.name));
         }
         Ok(())
+    }
+
+    fn given_back_unsettled(&self) -> usize {
+        self.workers.iter().map(|worker| worker.given_back_unsettled()).sum()
     }
 
     /// Its only worker does nothing now.

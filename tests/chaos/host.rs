@@ -100,7 +100,7 @@ async fn read_path(stream: &mut TcpStream) -> std::io::Result<String> {
 fn page(path: &str, material: &Material) -> (&'static str, &'static str, Vec<u8>) {
     let number = path.strip_prefix("/picture/").and_then(|number| number.parse::<usize>().ok());
     if let Some(picture) = number.and_then(|number| material.pictures.get(number)) {
-        return ("200 OK", "Content-Type: image/png\r\n", picture.bytes.clone());
+        return ("200 OK", "", picture.bytes.clone());
     }
     match path {
         "/page" => ("200 OK", "Content-Type: text/html\r\n", b"<!doctype html><title>hello</title>".to_vec()),

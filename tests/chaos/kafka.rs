@@ -14,7 +14,7 @@ use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::posts::{Message, PARTITIONS};
+use crate::posts::{Message, NUMBER_HEADER, PARTITIONS};
 
 pub const POSTS: &str = "posts";
 pub const DEAD_LETTERS: &str = "posts.dlq";
@@ -34,6 +34,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The number that the generator gave it.
+    pub fn number(&self) -> Option<u64> {
+        std::str::from_utf8(self.header(NUMBER_HEADER)?).ok()?.parse().ok()
+    }
+
     /// The first header of a name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().find(|(known, _)| known == name)?.1.as_deref()

@@ -1,6 +1,6 @@
 //! What the generator sent, and what was acknowledged of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::expect::{Expected, Placed};
@@ -18,6 +18,8 @@ struct State {
     messages: Vec<Sent>,
     /// Number by partition and offset.
     acknowledged: BTreeMap<(i32, i64), u64>,
+    /// Acknowledged as sent twice, after an acknowledgement that was lost: the broker does not say where.
+    somewhere: BTreeSet<u64>,
     failed: Vec<String>,
 }
 
@@ -36,8 +38,14 @@ impl Ledger {
         self.state().messages.push(Sent { message, timestamp });
     }
 
+    /// A negative offset: it is not known.
     pub fn acknowledged(&self, number: u64, partition: i32, offset: i64) {
-        self.state().acknowledged.insert((partition, offset), number);
+        let mut state = self.state();
+        if offset < 0 {
+            state.somewhere.insert(number);
+        } else {
+            state.acknowledged.insert((partition, offset), number);
+        }
     }
 
     pub fn failed(&self, number: u64, why: &str) {
@@ -52,7 +60,7 @@ impl Ledger {
     /// Messages sent and acknowledged.
     pub fn counts(&self) -> (usize, usize) {
         let state = self.state();
-        (state.messages.len(), state.acknowledged.len())
+        (state.messages.len(), state.acknowledged.len() + state.somewhere.len())
     }
 
     /// What the messages that are acknowledged so far must end in.
@@ -66,9 +74,14 @@ impl Ledger {
         expected
     }
 
-    /// The number of each acknowledged message, by its place.
-    pub fn places(&self) -> BTreeMap<(i32, i64), u64> {
-        self.state().acknowledged.clone()
+    /// Acknowledged messages that are not where they should be; `held`: number by partition and offset.
+    pub fn lost(&self, held: &BTreeMap<(i32, i64), u64>) -> Vec<String> {
+        let state = self.state();
+        let numbers = held.values().collect::<BTreeSet<_>>();
+        let placed = state.acknowledged.iter().filter(|(place, number)| held.get(place) != Some(number));
+        let placed = placed.map(|(place, number)| format!("message {number} at {place:?}"));
+        let somewhere = state.somewhere.iter().filter(|number| !numbers.contains(number));
+        placed.chain(somewhere.map(|number| format!("message {number}"))).collect()
     }
 
     pub fn message(&self, number: u64) -> Option<Message> {

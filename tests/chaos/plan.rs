@@ -11,10 +11,12 @@ use crate::proxy::{self, Line};
 use crate::{StoreKind, WORKERS};
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disruption {
     /// kill -9 of a worker; it starts again at the end.
     Kill { worker: usize },
+    /// kill -9 of a worker, again and again: so long it lives each time, once it is ready.
+    Crashes { worker: usize, lives: Vec<Duration> },
     /// kill -9 of every worker.
     KillAll,
     /// SIGTERM of a worker; it starts again at the end.
@@ -64,7 +66,8 @@ impl Plan {
         let first = self.disruption();
         let second = self.random.random_bool(0.4).then(|| self.disruption());
         let second = second.filter(|second| are_apart(&first, second));
-        let frozen = [Some(first), second].into_iter().flatten().any(|it| matches!(it, Disruption::Freeze { .. }));
+        let frozen =
+            [Some(&first), second.as_ref()].into_iter().flatten().any(|it| matches!(it, Disruption::Freeze { .. }));
         // A freeze must outlast the session of 8 s.
         let lasts = self.random.random_range(if frozen { 9_500..12_000 } else { 1_000..6_000 });
         let waits = self.random.random_bool(0.7);
@@ -81,8 +84,8 @@ impl Plan {
 
     fn disruption(&mut self) -> Disruption {
         let kinds = match self.store {
-            StoreKind::Edge => 5,
-            StoreKind::Qdrant => 10,
+            StoreKind::Edge => 6,
+            StoreKind::Qdrant => 11,
         };
         if self.kinds.is_empty() {
             self.kinds = (0..kinds).collect();
@@ -97,9 +100,13 @@ impl Plan {
             2 => Disruption::Freeze { worker },
             3 => Disruption::Broker,
             4 => Disruption::Host { mode: *host::FAULTS.choose(random).expect("not empty") },
-            5 => Disruption::KillAll,
-            6 => Disruption::Join { killed: random.random_bool(0.5) },
-            7 => Disruption::Store,
+            5 => {
+                let life = |_| Duration::from_millis(random.random_range(200..2_000));
+                Disruption::Crashes { worker, lives: (0..3).map(life).collect() }
+            }
+            6 => Disruption::KillAll,
+            7 => Disruption::Join { killed: random.random_bool(0.5) },
+            8 => Disruption::Store,
             _ => Disruption::Network {
                 line: *proxy::FAULTS.choose(random).expect("not empty"),
                 worker: random.random_bool(0.5).then_some(worker),
@@ -111,7 +118,10 @@ impl Plan {
 /// Whether the end of one leaves the other alone.
 fn are_apart(one: &Disruption, other: &Disruption) -> bool {
     let part = |disruption: &Disruption| match disruption {
-        Disruption::Kill { worker } | Disruption::Terminate { worker } | Disruption::Freeze { worker } => (0, *worker),
+        Disruption::Kill { worker }
+        | Disruption::Crashes { worker, .. }
+        | Disruption::Terminate { worker }
+        | Disruption::Freeze { worker } => (0, *worker),
         Disruption::KillAll => (0, usize::MAX),
         Disruption::Join { .. } => (1, 0),
         Disruption::Broker => (2, 0),

@@ -10,7 +10,7 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng, SeedableRng};
 use serde_json::{Map, Value, json};
 
-use crate::material::Material;
+use crate::material::{DRAWINGS, LARGE, Material};
 use crate::poison;
 
 /// Partitions of the posts topic.
@@ -198,7 +198,10 @@ impl Feed {
         let random = &mut self.random;
         let shape = random.random_range(0..10);
         let caption = (shape != 0).then(|| self.material.captions.choose(random).expect("not empty").clone());
-        let picture = (shape < 7).then(|| random.random_range(0..self.material.pictures.len()));
+        let picture = (shape < 7).then(|| match random.random_bool(0.03) {
+            true => DRAWINGS + random.random_range(0..LARGE),
+            false => random.random_range(0..DRAWINGS),
+        });
         let author = random.random_bool(0.7).then(|| format!("u{}", random.random_range(0..20)));
         let tags = (0..random.random_range(0..4)).map(|tag| format!("tag {tag}")).collect();
         let likes = random.random_bool(0.5).then(|| random.random_range(0..1_000_000));
@@ -252,7 +255,8 @@ impl Feed {
     fn image(&mut self, picture: usize) -> Value {
         let base64 = &self.material.pictures[picture].base64;
         match self.random.random_range(0..10) {
-            0..4 => json!({"url": format!("{}/picture/{picture}", self.host)}),
+            // A message with a large picture would be poison: too large.
+            kind if kind < 4 || picture >= DRAWINGS => json!({"url": format!("{}/picture/{picture}", self.host)}),
             4 => json!({"base64": format!("data:image/png;base64,{base64}")}),
             _ => json!({ "base64": base64 }),
         }
@@ -272,7 +276,7 @@ impl Feed {
             }
             _ => format!("poison:{}", self.number),
         };
-        let picture = &self.material.pictures[self.random.random_range(0..self.material.pictures.len())];
+        let picture = &self.material.pictures[self.random.random_range(0..DRAWINGS)];
         let made = kind.make(&poison::Given { post_id: &post_id, picture: &picture.bytes, host: &self.host });
         let partition = home(made.key.as_deref().unwrap_or_default());
         let meaning = Meaning::Poison { kind: kind.name, reason: kind.reason };

@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 use crate::material::Material;
 use crate::oracle::{self, Counts};
 use crate::plan::Plan;
-use crate::posts::{Feed, NUMBER_HEADER};
+use crate::posts::Feed;
 use crate::proxy::Proxy;
 use crate::search::Searcher;
 use crate::services::Services;
@@ -100,7 +100,7 @@ async fn perform(
 ) -> Result<()> {
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir_all(folder)?;
-    let material = Arc::new(Material::read(Path::new(ROOT))?);
+    let material = Arc::new(Material::read(Path::new(ROOT), folder)?);
     let services = Services::start(&services_folder(store), names(store)).await?;
     let brokers = services.address("KAFKA_BROKERS").await?;
     let kafka = Kafka::start(&brokers).await?;
@@ -194,8 +194,8 @@ async fn perform(
     Ok(())
 }
 
-/// The settings of a worker: short sessions and back-offs, so that two minutes hold many faults, and tight budgets, so that
-/// pressure is real.
+/// The settings of a worker: short sessions and back-offs, so that two minutes hold many faults; tight budgets, so that
+/// pressure is real; commits that are quick and writes that wait, so that whatever kills a worker meets posts on their way.
 fn settings(brokers: &str, store: &str) -> String {
     format!(
         r#"{store}
@@ -212,11 +212,12 @@ brokers = "{brokers}"
 posts_topic = "{POSTS}"
 dead_letter_topic = "{DEAD_LETTERS}"
 group = "{GROUP}"
-commit_interval = "200ms"
+commit_interval = "50ms"
 properties = {{ "session.timeout.ms" = "8000", "heartbeat.interval.ms" = "1000", "reconnect.backoff.max.ms" = "1000" }}
 [ingest]
 max_inflight_posts = 96
 write_batch = 24
+write_wait = "400ms"
 retry_max = "1s"
 drain_timeout = "3s"
 [posts]
@@ -314,11 +315,9 @@ async fn wait_for(what: &str, within: Duration, condition: impl Fn() -> bool) ->
 
 /// What the broker acknowledged it must hold, or the run says nothing about feedlens.
 fn check_acknowledged(ledger: &Ledger, topic: &[Record], findings: &Findings) {
-    let place = |record: &Record| ((record.partition, record.offset), record.header(NUMBER_HEADER).map(<[u8]>::to_vec));
-    let held = topic.iter().map(place).collect::<BTreeMap<_, _>>();
-    let places = ledger.places();
-    let lost = places.iter().filter(|(place, number)| held.get(place) != Some(&Some(number.to_string().into_bytes())));
-    findings.add_all("messages that Kafka acknowledged and does not hold", lost.map(|it| format!("{it:?}")).collect());
+    let place = |record: &Record| Some(((record.partition, record.offset), record.number()?));
+    let held = topic.iter().filter_map(place).collect::<BTreeMap<_, _>>();
+    findings.add_all("messages that Kafka acknowledged and does not hold", ledger.lost(&held));
     findings.add_all("messages that Kafka never acknowledged", ledger.failures());
 }
 

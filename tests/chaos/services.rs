@@ -8,8 +8,11 @@ use tokio::process::Command;
 
 use crate::ROOT;
 
-/// Away from the ports of `make services`.
-const FIRST_PORT: &str = "21092";
+/// Away from the ports of `make services`, below those that the system gives out, and apart from those of another run: the
+/// ports of a broker that was killed look free to whoever starts one then.
+fn first_port() -> u32 {
+    20_000 + std::process::id() % 600 * 20
+}
 
 /// The services in one folder.
 pub struct Services {
@@ -65,7 +68,7 @@ impl Services {
             .args(names)
             .current_dir(ROOT)
             .env("FEEDLENS_SERVICES_DIR", &self.folder)
-            .env("FEEDLENS_SERVICES_PORT", FIRST_PORT)
+            .env("FEEDLENS_SERVICES_PORT", first_port().to_string())
             .stdin(Stdio::null())
             .output()
             .await

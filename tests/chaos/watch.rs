@@ -47,7 +47,7 @@ impl Watch {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A message was acknowledged.
+    /// A message was acknowledged; where its offset is not known, the next one tells.
     pub fn acknowledged(&self, partition: i32, offset: i64) {
         let mut state = self.state();
         let end = state.ends.entry(partition).or_default();

@@ -228,6 +228,18 @@ impl Worker {
         }
     }
 
+    /// Whether it has begun its work.
+    pub fn is_ready(&self) -> bool {
+        self.state().ready
+    }
+
+    /// Posts of partitions that it gave back before they were settled, in all its lives.
+    pub fn given_back_unsettled(&self) -> usize {
+        let lives = self.state().lives;
+        let logs = (1..=lives).filter_map(|life| std::fs::read_to_string(self.log(life)).ok());
+        logs.map(|log| log.matches("partitions went before these posts were settled").count()).sum()
+    }
+
     /// The last line of its log.
     pub fn last_words(&self) -> String {
         last_line(&self.log(self.state().lives))
