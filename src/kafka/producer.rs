@@ -50,7 +50,28 @@ impl Producer {
     }
 
     /// `partition` `None`: by the key.
+    ///
+    /// Twice in the topic where it is not sure that it is there once: a broker says "sent before", and not where, after an
+    /// acknowledgement that was lost, but on a partition that is new to it also of a message that it refused, for it took
+    /// a later one first (KAFKA-15591). librdkafka takes both for an acknowledgement.
     pub(super) async fn deliver(
+        &self,
+        topic: &str,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[(String, Option<Vec<u8>>)],
+    ) -> Result<Delivery, KafkaError> {
+        loop {
+            let delivery = self.deliver_once(topic, partition, key, payload, headers).await?;
+            if delivery.offset >= 0 {
+                return Ok(delivery);
+            }
+            tracing::debug!(topic, partition = delivery.partition, "acknowledged without an offset; sent again");
+        }
+    }
+
+    async fn deliver_once(
         &self,
         topic: &str,
         partition: Option<i32>,

@@ -52,6 +52,14 @@ impl Ledger {
         self.state().failed.push(format!("message {number}: {why}"));
     }
 
+    /// Whether the broker has answered for it, one way or the other.
+    pub fn is_answered(&self, number: u64) -> bool {
+        let state = self.state();
+        state.somewhere.contains(&number)
+            || state.acknowledged.values().any(|it| *it == number)
+            || !state.failed.is_empty()
+    }
+
     /// Messages that were never acknowledged, with the reason.
     pub fn failures(&self) -> Vec<String> {
         self.state().failed.clone()

@@ -274,7 +274,7 @@ async fn send(
         }
     });
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / RATE));
-    let mut last = 0;
+    let (mut last, mut known) = (0, BTreeSet::new());
     while !*stop.borrow_and_update() {
         let message = feed.next();
         if !BURSTS.contains(&(message.number % BURST_EACH)) {
@@ -286,6 +286,10 @@ async fn send(
         ledger.sent(message.clone(), last);
         let delivery = kafka.send(&message, last).await?;
         to_collect.send((message.number, delivery)).context("the collector ended")?;
+        // Of several requests under way to a new partition a broker may lose the first (KAFKA-15591).
+        if known.insert(message.partition) {
+            wait_for("the first message of a partition", BEGIN_WITHIN, || ledger.is_answered(message.number)).await?;
+        }
     }
     drop(to_collect);
     kafka.flush().await?;

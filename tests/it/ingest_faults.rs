@@ -228,6 +228,20 @@ async fn a_dead_letter_is_sent_until_the_broker_acknowledges_it() {
     assert_eq!(committed(&bench.config.kafka, PARTITIONS).await.values().sum::<i64>(), 1);
 }
 
+/// On a partition that is new to it, a broker may take a later request first and then say of the earlier one, which it
+/// refused, that it was sent before (KAFKA-15591); librdkafka takes that for an acknowledgement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_the_broker_says_it_has_but_not_where_is_sent_again() {
+    let bench = Bench::new(&[]).await;
+    bench.send("x", Some(b"{broken")).await;
+    let sent_before = RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER;
+    bench.broker.cluster().request_errors(RDKafkaApiKey::Produce, &[sent_before]);
+    let worker = bench.work();
+    worker.wait_for(1).await;
+    assert_eq!(bench.dead_letters(1).await, BTreeMap::from([("bad_json".to_owned(), b"{broken".to_vec())]));
+    worker.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_versions_of_the_feed_order_its_writes_whatever_the_order_of_the_messages() {
     let bench = Bench::new(&[]).await;
