@@ -212,6 +212,7 @@ async fn bare_write(config: &Config, folder: &Path, prepared: &[Prepared], vecto
             order: Order { version: Some(1), source },
             image: Some(image),
             caption: Some(caption),
+            image_pending: false,
             payload: item.post.payload("bench", chrono::Utc::now(), item.thumbnail.clone()),
         })
     });

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub posts_deleted: IntCounter,
     /// Posts and deletions that changed nothing, because a newer write of the post is stored.
     pub posts_ignored: IntCounter,
+    /// Posts indexed without their pictures; among `posts_indexed`, and among `posts_dead_lettered` as soon as they are.
+    pub posts_image_pending: IntCounter,
     /// Posts in the dead-letter topic, by reason.
     pub posts_dead_lettered: IntCounterVec,
     /// Dead letters that the broker refuses as too large.
@@ -101,6 +103,10 @@ impl Metrics {
             posts_ignored: make.counter(
                 "posts_ignored_total",
                 "Posts and deletions that changed nothing: a newer write of the post is stored.",
+            ),
+            posts_image_pending: make.counter(
+                "posts_image_pending_total",
+                "Posts indexed by their captions alone; they count as indexed and, as image_unavailable, as dead-lettered.",
             ),
             dead_letters_stuck: make.int_gauge(
                 "dead_letters_stuck",

@@ -59,6 +59,8 @@ pub struct ImagesConfig {
     /// A host that has not answered for this long, while others did, is given up.
     #[serde(with = "humantime_serde")]
     pub give_up_after: Duration,
+    /// What becomes of a post whose picture is given up, or is not there.
+    pub unavailable: Unavailable,
     /// Longest side of the thumbnail kept with posts whose picture came inside the message, in pixels. 0: none is kept.
     pub thumbnail_pixels: u32,
 }
@@ -71,6 +73,16 @@ pub enum Fidelity {
     Exact,
     /// Scaled while decoding, where there are more pixels than the model needs, and resized as YCbCr.
     Fast,
+}
+
+/// What becomes of a post whose picture cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unavailable {
+    /// It is dead-lettered.
+    DeadLetter,
+    /// It is dead-lettered, and indexed by its caption, if it has one, until a replay brings the picture.
+    Caption,
 }
 
 impl ImagesConfig {

@@ -5,6 +5,8 @@
 //!          max_inflight_posts    | Reject                  write_batch each,
 //!          max_inflight_bytes    +-> dead letter -> settle  write_parallel at a time
 //! ```
+//! A post that is written without its picture (`images.unavailable`) goes on to the dead letters, and is settled there.
+//!
 //! A message holds its permits (count and bytes) until it is settled, and the source pauses when they are used up.
 //! Pictures are counted beside it: as they came until they are resized (`images.max_inflight_bytes`), and what decoding
 //! takes (`images.max_decode_bytes`). These budgets together bound the memory of the pipe.
@@ -181,8 +183,8 @@ async fn prepare_one(
     to_write: mpsc::Sender<Pending>,
 ) -> Result<(), Fault> {
     match preparer.prepare(&envelope).await {
-        Ok(write) => to_write
-            .send(Pending { envelope, write })
+        Ok(prepared) => to_write
+            .send(Pending { envelope, prepared })
             .await
             .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
         Err(Fault::Reject { reason, detail }) => {

@@ -17,12 +17,12 @@ use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
 use crate::encode::{PreparedImage, PreparedText};
 use crate::error::{Fault, Reason};
-use crate::image::ImagesConfig;
 use crate::image::budget::Budget;
 use crate::image::decode::decode;
 use crate::image::fetch::{Fetched, ImageFetcher};
 use crate::image::memory;
 use crate::image::thumbnail::thumbnail;
+use crate::image::{ImagesConfig, Unavailable};
 use crate::ingest::patience::{Patience, Place};
 use crate::kafka::Envelope;
 use crate::metrics::Metrics;
@@ -42,6 +42,14 @@ pub struct Preparer {
     cores: Semaphore,
     /// What decoding takes, for all pictures together.
     decoding: Budget,
+}
+
+/// What a message asks for.
+pub struct Prepared {
+    /// The write.
+    pub write: Write,
+    /// Why the write is without the post's picture (`images.unavailable`), for the dead letter that is to bring it back.
+    pub image_pending: Option<String>,
 }
 
 /// A post taken apart.
@@ -65,31 +73,38 @@ impl Preparer {
         Ok(Self { encoder, fetcher, patience, captions, posts, images, metrics, cores, decoding })
     }
 
-    /// The write that a message asks for.
+    /// What a message asks for.
     ///
     /// # Errors
     /// [`Fault::Reject`] sends the message to the dead letters; other faults stop the worker, for everything that a
     /// later attempt can mend was tried again in here.
-    pub async fn prepare(&self, envelope: &Envelope) -> Result<Write, Fault> {
+    pub async fn prepare(&self, envelope: &Envelope) -> Result<Prepared, Fault> {
         let source = source(envelope)?;
         match &envelope.payload {
-            Some(payload) if !payload.is_empty() => self.upsert(envelope, payload, source).await.map(Write::Upsert),
+            Some(payload) if !payload.is_empty() => self.upsert(envelope, payload, source).await,
             // Empty and absent are the same to many producers.
-            _ => deletion(envelope, source).map(Write::Delete),
+            _ => Ok(Prepared { write: Write::Delete(deletion(envelope, source)?), image_pending: None }),
         }
     }
 
-    async fn upsert(&self, envelope: &Envelope, payload: &Bytes, source: Origin) -> Result<Point, Fault> {
+    async fn upsert(&self, envelope: &Envelope, payload: &Bytes, source: Origin) -> Result<Prepared, Fault> {
         let Parsed { post, text, inline } = self.parse(envelope, payload).await?;
         let (image, caption) = tokio::join!(self.image(&post, inline), self.caption(text));
-        let (image, thumbnail) = image?.unzip();
-        Ok(Point {
+        let by_caption = self.images.unavailable == Unavailable::Caption && post.caption.is_some();
+        let (image, image_pending) = match image {
+            Err(Fault::Reject { reason: Reason::ImageUnavailable, detail }) if by_caption => (None, Some(detail)),
+            image => (image?, None),
+        };
+        let (image, thumbnail) = image.unzip();
+        let point = Point {
             id: point_id(&post.post_id),
             order: Order { version: post.version, source },
             image,
             caption: caption?,
+            image_pending: image_pending.is_some(),
             payload: post.payload(&self.encoder.bundle.id, Utc::now(), thumbnail.flatten()),
-        })
+        };
+        Ok(Prepared { write: Write::Upsert(point), image_pending })
     }
 
     async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<Parsed, Fault> {

@@ -93,7 +93,8 @@ pub fn dead_lettered(metrics: &Metrics) -> u64 {
 /// Messages dealt with for good so far.
 pub fn settled(metrics: &Metrics) -> u64 {
     let Totals { indexed, deleted, ignored, dead_lettered } = totals(metrics);
-    indexed + deleted + ignored + dead_lettered
+    // Of a post without its picture the dead letter counts. Read last, so that no post counts before it.
+    (indexed + deleted + ignored + dead_lettered).saturating_sub(metrics.posts_image_pending.get())
 }
 
 fn totals(metrics: &Metrics) -> Totals {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::{Fault, Outage, Reason};
+use crate::ingest::prepare::Prepared;
 use crate::ingest::progress::Progress;
 use crate::ingest::{IngestConfig, flatten, give_up_on};
 use crate::kafka::{DeadLetters, Envelope, SendFault};
@@ -21,15 +22,15 @@ use crate::store::{Outcome, SharedStore, Write};
 /// Single posts that the store rejects in a row, with not one success between them: then no post is at fault.
 const MAX_REJECTS_IN_A_ROW: usize = 32;
 
-/// A message with the write that it asks for.
+/// A message with what it asks for.
 pub struct Pending {
-    /// The message; settled after the write.
+    /// The message; settled after the write, or after the dead letter that its picture needs.
     pub envelope: Envelope,
     /// The write.
-    pub write: Write,
+    pub prepared: Prepared,
 }
 
-/// A message that can never be indexed.
+/// A message that can never be indexed, or not wholly.
 pub struct Rejected {
     /// The message; settled when its dead letter is acknowledged.
     pub envelope: Envelope,
@@ -148,7 +149,7 @@ impl Writer {
     }
 
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the
-    /// write at fault stands alone. Gives the posts that the store rejects.
+    /// write at fault stands alone. Gives the posts that the store rejects, and those whose pictures lack.
     async fn write(&self, batch: Vec<Pending>) -> Written {
         let mut all_rejected = Vec::new();
         let mut stack = vec![batch];
@@ -156,7 +157,8 @@ impl Writer {
             match self.write_or_wait(&batch).await {
                 Ok(outcomes) => {
                     self.rejects_in_a_row.store(0, Ordering::Relaxed);
-                    batch.into_iter().zip(outcomes).for_each(|(done, outcome)| self.settle(done, outcome));
+                    let done = batch.into_iter().zip(outcomes);
+                    all_rejected.extend(done.filter_map(|(done, outcome)| self.settle(done, outcome)));
                 }
                 Err(Fault::Reject { .. }) if batch.len() > 1 => {
                     let right = batch.split_off(batch.len() / 2);
@@ -185,7 +187,7 @@ impl Writer {
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
         loop {
             let started = Instant::now();
-            let written = self.store.write(batch.iter().map(|pending| pending.write.clone()).collect()).await;
+            let written = self.store.write(batch.iter().map(|pending| pending.prepared.write.clone()).collect()).await;
             self.metrics.stage_seconds.with_label_values(&["write"]).observe(started.elapsed().as_secs_f64());
             let Err(Fault::Retry { outage, detail, after }) = written else {
                 self.progress.store.succeeded();
@@ -197,20 +199,34 @@ impl Writer {
         }
     }
 
-    fn settle(&self, done: Pending, outcome: Outcome) {
-        match (outcome, &done.write) {
+    /// Settles what is durable, unless it is to be dead-lettered for its picture: not where a newer write stands, which
+    /// no picture would bring back.
+    fn settle(&self, done: Pending, outcome: Outcome) -> Option<Rejected> {
+        let Pending { envelope, prepared } = done;
+        let image_pending = prepared.image_pending.filter(|_| outcome == Outcome::Applied);
+        if image_pending.is_some() {
+            // Before posts_indexed: `progress::settled` takes one from the other.
+            self.metrics.posts_image_pending.inc();
+        }
+        match (outcome, &prepared.write) {
             (Outcome::Applied, Write::Upsert(_)) => self.metrics.posts_indexed.inc(),
             (Outcome::Applied, Write::Delete(_)) => self.metrics.posts_deleted.inc(),
             (Outcome::Older, _) => {
                 self.metrics.posts_ignored.inc();
-                tracing::debug!(position = %done.envelope.position, "ignored as older than what is stored");
+                tracing::debug!(position = %envelope.position, "ignored as older than what is stored");
             }
         }
-        if let Some(timestamp) = done.envelope.timestamp {
+        if let Some(timestamp) = envelope.timestamp {
             let elapsed = Utc::now().signed_duration_since(timestamp).to_std().unwrap_or_default();
             self.metrics.end_to_end_seconds.observe(elapsed.as_secs_f64());
         }
-        done.envelope.settle();
+        match image_pending {
+            Some(detail) => Some(Rejected { envelope, reason: Reason::ImageUnavailable, detail }),
+            None => {
+                envelope.settle();
+                None
+            }
+        }
     }
 
     /// Dead-letters a message and settles it once the broker acknowledged; an outage of the broker only delays. A letter

@@ -109,6 +109,8 @@ pub struct SearchHit {
     pub matched: &'static str,
     /// The post's text.
     pub caption: Value,
+    /// Whether its picture could not be had so far: the post is found by its caption alone.
+    pub image_pending: bool,
     /// The post's picture: `url`, `path` or `inline` as the post had it, and `thumbnail` (a data URI) where one is kept.
     pub image: Value,
     /// Who wrote it.
@@ -347,6 +349,7 @@ impl SearchHit {
             probability,
             matched: matched.as_str(),
             caption: take("caption"),
+            image_pending: take("image_pending") == Value::Bool(true),
             image,
             author: take("author"),
             created_at: take("created_at"),

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use self::order::Kind;
 pub use self::order::{Order, Origin, Outcome};
 use crate::config::Secret;
 use crate::error::Fault;
@@ -63,6 +64,14 @@ impl Write {
         }
     }
 
+    fn kind(&self) -> Kind {
+        match self {
+            Write::Upsert(Point { image_pending: true, .. }) => Kind::ImagePending,
+            Write::Upsert(_) => Kind::Whole,
+            Write::Delete(_) => Kind::Deletion,
+        }
+    }
+
     /// Its place among the writes of its post.
     pub fn order(&self) -> &Order {
         match self {
@@ -83,6 +92,9 @@ pub struct Point {
     pub image: Option<Vec<f32>>,
     /// L2-normalised, `dimension` values.
     pub caption: Option<Vec<f32>>,
+    /// `image` lacks because the post's picture could not be had: the same write with the picture replaces this one,
+    /// whichever comes first. The payload says so until then (`image_pending`).
+    pub image_pending: bool,
     /// The payload of design 1.4, a JSON object. The store adds `version`, `source` and what else orders writes.
     pub payload: Map<String, Value>,
 }

@@ -5,6 +5,7 @@
 //!    partitions, a new topic): the later Kafka timestamp.
 //! 3. A deletion without a version hides every write before it in its partition, whatever their versions, and takes over
 //!    their highest version: a stray older edit behind the deletion does not bring the post back.
+//! 4. The same write can come without its picture, which could not be had, and with it: the one with it.
 //!
 //! What the store keeps of each post is enough for that: any order of arrival ends in the same state, as long as a feed
 //! gives all of a post's writes a version, or none of them (deletions never need one). Where posts with and without a
@@ -24,12 +25,15 @@ pub(super) const ORDERED_BY: &str = "ordered_by";
 pub(super) const SOURCE: &str = "source";
 /// Payload field: true on a delete marker, absent on a post.
 pub(super) const DELETED: &str = "deleted";
+/// Payload field: true on a post that is there without its picture, absent on others.
+pub(super) const IMAGE_PENDING: &str = "image_pending";
 /// Payload field: where the last deletion without a version lies, an [`Origin`].
 pub(super) const DELETED_BEFORE: &str = "deleted_before";
 /// Payload field: a number that tells states apart, [`State::revision`].
 pub(super) const REVISION: &str = "revision";
 /// The fields that a [`State`] is read from.
-pub(super) const STATE_FIELDS: [&str; 6] = [VERSION, ORDERED_BY, SOURCE, DELETED, DELETED_BEFORE, REVISION];
+pub(super) const STATE_FIELDS: [&str; 7] =
+    [VERSION, ORDERED_BY, SOURCE, DELETED, IMAGE_PENDING, DELETED_BEFORE, REVISION];
 
 const BY_VERSION: &str = "version";
 const BY_POSITION: &str = "position";
@@ -73,6 +77,17 @@ pub struct Order {
     pub source: Origin,
 }
 
+/// What a write brings; at the same place the greater stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// The post without its picture, which could not be had.
+    ImagePending,
+    /// The post.
+    Whole,
+    /// The end of the post.
+    Deletion,
+}
+
 /// What a write did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -89,8 +104,8 @@ pub(super) struct State {
     pub version: Option<u64>,
     /// Where the write lies that stands.
     pub source: Origin,
-    /// Whether it is a deletion.
-    pub deleted: bool,
+    /// What it brought.
+    pub kind: Kind,
     /// The last deletion without a version.
     pub deleted_before: Option<Origin>,
 }
@@ -111,28 +126,26 @@ pub(super) enum Merged {
 }
 
 impl State {
-    /// The state after a write (`deleted`: a deletion) of a post in this state; `None`: the post was never seen.
-    pub fn merge(stored: Option<&Self>, order: &Order, deleted: bool) -> Merged {
-        let is_bare_deletion = deleted && order.version.is_none();
+    /// The state after a write of a post in this state; `None`: the post was never seen.
+    pub fn merge(stored: Option<&Self>, order: &Order, kind: Kind) -> Merged {
+        let is_bare_deletion = kind == Kind::Deletion && order.version.is_none();
         let source = order.source.clone();
         let Some(stored) = stored else {
             let deleted_before = is_bare_deletion.then(|| source.clone());
-            return Merged::Write(Self { version: order.version, source, deleted, deleted_before });
+            return Merged::Write(Self { version: order.version, source, kind, deleted_before });
         };
-        if stored.source == source && stored.deleted == deleted {
+        if stored.source == source && stored.kind == kind {
             return Merged::Same;
         }
         if is_bare_deletion {
             return stored.delete(source);
         }
+        let by_place = source.compare(&stored.source).then(kind.cmp(&stored.kind));
         let is_newer = match (order.version, stored.version) {
-            (Some(version), Some(known)) => {
-                let by_version = version.cmp(&known).then_with(|| source.compare(&stored.source));
-                by_version.then(deleted.cmp(&stored.deleted)) == Ordering::Greater
-            }
+            (Some(version), Some(known)) => version.cmp(&known).then(by_place) == Ordering::Greater,
             // The deletion knows no version yet: whether it hides the write is looked at below.
-            (Some(_), None) if stored.deleted => true,
-            _ => source.is_after(&stored.source),
+            (Some(_), None) if stored.kind == Kind::Deletion => true,
+            _ => by_place == Ordering::Greater,
         };
         if !is_newer {
             return Merged::Older;
@@ -140,9 +153,10 @@ impl State {
         let deleted_before = stored.deleted_before.clone();
         match &deleted_before {
             Some(deletion) if deletion.is_after(&source) && order.version.is_some() => {
-                Merged::Hidden(Self { version: order.version, source: deletion.clone(), deleted: true, deleted_before })
+                let (source, kind) = (deletion.clone(), Kind::Deletion);
+                Merged::Hidden(Self { version: order.version, source, kind, deleted_before })
             }
-            _ => Merged::Write(Self { version: order.version, source, deleted, deleted_before }),
+            _ => Merged::Write(Self { version: order.version, source, kind, deleted_before }),
         }
     }
 
@@ -153,7 +167,7 @@ impl State {
         let hides = deletion.is_after(&self.source);
         let deleted_before = Some(deletion.clone());
         if hides {
-            Merged::Write(Self { version: self.version, source: deletion, deleted: true, deleted_before })
+            Merged::Write(Self { version: self.version, source: deletion, kind: Kind::Deletion, deleted_before })
         } else {
             Merged::Keep(Self { deleted_before, ..self.clone() })
         }
@@ -161,7 +175,14 @@ impl State {
 
     /// Equal for equal states; below 2^53, as the stores compare numbers.
     pub fn revision(&self) -> u64 {
-        let text = format!("{self:?}");
+        // Stored points carry the number of this text. What came to the states later stands at its end, where it is.
+        let Self { version, source, kind, deleted_before } = self;
+        let deleted = *kind == Kind::Deletion;
+        let pending = if *kind == Kind::ImagePending { ", image_pending" } else { "" };
+        let text = format!(
+            "State {{ version: {version:?}, source: {source:?}, deleted: {deleted}, deleted_before: \
+             {deleted_before:?}{pending} }}"
+        );
         (Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).as_u128() >> 75) as u64
     }
 
@@ -179,7 +200,8 @@ impl State {
         put(VERSION, Some(version));
         put(ORDERED_BY, Some(ordered_by.into()));
         put(SOURCE, Some(self.source.to_json()));
-        put(DELETED, self.deleted.then_some(true.into()));
+        put(DELETED, (self.kind == Kind::Deletion).then_some(true.into()));
+        put(IMAGE_PENDING, (self.kind == Kind::ImagePending).then_some(true.into()));
         put(DELETED_BEFORE, self.deleted_before.as_ref().map(Origin::to_json));
         put(REVISION, Some(revision.into()));
     }
@@ -187,11 +209,16 @@ impl State {
     /// The state in a payload; `None` where this program did not write it.
     pub fn read_from(payload: &Map<String, Value>) -> Option<Self> {
         let source = |name: &str| payload.get(name).and_then(|value| Origin::deserialize(value).ok());
+        let is_true = |name: &str| payload.get(name) == Some(&Value::Bool(true));
         let by_version = payload.get(ORDERED_BY).and_then(Value::as_str) == Some(BY_VERSION);
         Some(Self {
             version: if by_version { Some(payload.get(VERSION)?.as_u64()?) } else { None },
             source: source(SOURCE)?,
-            deleted: payload.get(DELETED) == Some(&Value::Bool(true)),
+            kind: match (is_true(DELETED), is_true(IMAGE_PENDING)) {
+                (true, _) => Kind::Deletion,
+                (false, true) => Kind::ImagePending,
+                (false, false) => Kind::Whole,
+            },
             deleted_before: source(DELETED_BEFORE),
         })
     }
@@ -209,41 +236,47 @@ impl Origin {
 mod tests {
     use proptest::prelude::*;
 
+    use super::Kind::{Deletion, ImagePending, Whole};
     use super::*;
 
     #[derive(Debug, Clone)]
     struct Event {
         order: Order,
-        deleted: bool,
+        kind: Kind,
     }
 
     fn at(partition: i32, offset: i64, timestamp: i64) -> Origin {
         Origin { topic: "posts".to_owned(), partition, offset, timestamp }
     }
 
-    fn event(version: Option<u64>, source: Origin, deleted: bool) -> Event {
-        Event { order: Order { version, source }, deleted }
+    fn event(version: Option<u64>, source: Origin, kind: Kind) -> Event {
+        Event { order: Order { version, source }, kind }
     }
 
     /// The state after these writes, and whose content a search finds.
     fn replay(events: &[Event]) -> (State, Option<Origin>) {
         let mut state: Option<State> = None;
         let mut content = None;
-        for Event { order, deleted } in events {
-            match State::merge(state.as_ref(), order, *deleted) {
+        let mut content_kind = Kind::Deletion;
+        for Event { order, kind } in events {
+            match State::merge(state.as_ref(), order, *kind) {
                 Merged::Write(next) => {
-                    content = (!next.deleted).then(|| order.source.clone());
+                    content = (next.kind != Deletion).then(|| order.source.clone());
+                    content_kind = *kind;
                     state = Some(next);
                 }
                 Merged::Hidden(next) => {
                     content = None;
+                    content_kind = Deletion;
                     state = Some(next);
                 }
                 Merged::Keep(next) => state = Some(next),
                 Merged::Same | Merged::Older => {}
             }
         }
-        (state.expect("some write"), content)
+        let state = state.expect("some write");
+        assert_eq!(state.kind, content_kind, "what is told of the content is true of it");
+        (state, content)
     }
 
     /// Writes of one partition in a shuffled order; the version is in no relation to the offset.
@@ -253,26 +286,73 @@ mod tests {
         let write = (versions, any::<bool>(), any::<bool>());
         prop::collection::vec(write, 1..9).prop_flat_map(|writes| {
             let events = writes.into_iter().enumerate().map(|(offset, (version, deleted, bare))| {
-                event(version.filter(|_| !(deleted && bare)), at(0, offset as i64, 0), deleted)
+                let kind = if deleted { Deletion } else { Whole };
+                event(version.filter(|_| !(deleted && bare)), at(0, offset as i64, 0), kind)
             });
             let events = events.collect::<Vec<_>>();
             (Just(events.clone()), Just(events).prop_shuffle())
         })
     }
 
+    /// A history, and in a shuffled order what comes of it: each post without its picture, with it, or as both.
+    fn arrivals(
+        versions: impl Strategy<Value = Option<u64>> + Clone,
+    ) -> impl Strategy<Value = (Vec<Event>, Vec<Event>)> {
+        histories(versions).prop_flat_map(|(events, _)| {
+            let kinds: [&[Kind]; 3] = [&[Whole], &[ImagePending], &[ImagePending, Whole]];
+            let kinds = prop::collection::vec(prop::sample::select(kinds.to_vec()), events.len());
+            (Just(events), kinds).prop_flat_map(|(events, kinds)| {
+                let arrivals = events.iter().zip(kinds).flat_map(|(event, kinds)| {
+                    let kinds = if event.kind == Deletion { &[Deletion] } else { kinds };
+                    kinds.iter().map(|kind| Event { kind: *kind, ..event.clone() })
+                });
+                let arrivals = arrivals.collect::<Vec<_>>();
+                (Just(events), Just(arrivals).prop_shuffle())
+            })
+        })
+    }
+
+    /// Every order of arrival ends with the post that would stand if all had come whole, and with its picture if it came.
+    fn ends_as_if_all_were_whole(events: &[Event], arrivals: &[Event]) -> Result<(), TestCaseError> {
+        let ((whole, expected), (state, content)) = (replay(events), replay(arrivals));
+        prop_assert_eq!(&content, &expected);
+        let with_picture = arrivals.iter().any(|it| Some(&it.order.source) == content.as_ref() && it.kind == Whole);
+        let kind = match &content {
+            None => Deletion,
+            Some(_) if with_picture => Whole,
+            Some(_) => ImagePending,
+        };
+        prop_assert_eq!(state, State { kind, ..whole });
+        Ok(())
+    }
+
     proptest! {
+        #[test]
+        fn a_picture_that_comes_later_changes_nothing_but_its_own_post(
+            (events, arrivals) in arrivals((0..4_u64).prop_map(Some))
+        ) {
+            ends_as_if_all_were_whole(&events, &arrivals)?;
+        }
+
+        #[test]
+        fn a_picture_that_comes_later_changes_nothing_but_its_own_post_without_versions(
+            (events, arrivals) in arrivals(Just(None))
+        ) {
+            ends_as_if_all_were_whole(&events, &arrivals)?;
+        }
+
         #[test]
         fn every_order_of_versioned_writes_and_bare_deletions_ends_the_same(
             (events, shuffled) in histories((0..4_u64).prop_map(Some))
         ) {
             prop_assert_eq!(replay(&events), replay(&shuffled));
             // The rules in one sentence each, without a state: the highest version, unless a deletion lies behind it.
-            let last_deletion = events.iter().rev().find(|it| it.deleted && it.order.version.is_none());
+            let last_deletion = events.iter().rev().find(|it| it.kind == Deletion && it.order.version.is_none());
             let best = events.iter().filter(|it| it.order.version.is_some()).max_by_key(|it| {
                 (it.order.version, it.order.source.offset)
             });
             let visible = best.filter(|best| {
-                !best.deleted && last_deletion.is_none_or(|it| it.order.source.offset < best.order.source.offset)
+                best.kind != Deletion && last_deletion.is_none_or(|it| it.order.source.offset < best.order.source.offset)
             });
             prop_assert_eq!(replay(&shuffled).1, visible.map(|it| it.order.source.clone()));
         }
@@ -281,7 +361,7 @@ mod tests {
         fn every_order_of_writes_without_versions_ends_with_the_last((events, shuffled) in histories(Just(None))) {
             prop_assert_eq!(replay(&events), replay(&shuffled));
             let last = events.last().expect("one at least");
-            prop_assert_eq!(replay(&shuffled).1, (!last.deleted).then(|| last.order.source.clone()));
+            prop_assert_eq!(replay(&shuffled).1, (last.kind != Deletion).then(|| last.order.source.clone()));
         }
 
         #[test]
@@ -294,7 +374,7 @@ mod tests {
             }).collect::<Vec<_>>();
             let (events, shuffled) = (grow(events), grow(shuffled));
             let last = events.last().expect("one at least");
-            prop_assert_eq!(replay(&shuffled).1, (!last.deleted).then(|| last.order.source.clone()));
+            prop_assert_eq!(replay(&shuffled).1, (last.kind != Deletion).then(|| last.order.source.clone()));
         }
 
         #[test]
@@ -304,34 +384,46 @@ mod tests {
         }
 
         #[test]
-        fn state_survives_its_payload((events, _) in histories(prop_oneof![Just(None), (0..4_u64).prop_map(Some)])) {
+        fn state_survives_its_payload((_, events) in arrivals(prop_oneof![Just(None), (0..4_u64).prop_map(Some)])) {
             let (state, _) = replay(&events);
-            let mut payload = Map::new();
+            // Of a write that this state replaced.
+            let mut payload = Map::from_iter([(IMAGE_PENDING.to_owned(), true.into())]);
             state.write_to(&mut payload);
             prop_assert_eq!(State::read_from(&payload), Some(state.clone()));
             prop_assert!(state.revision() < 1 << 53);
         }
     }
 
+    /// Points that are stored carry it, and a write on the server goes by it.
+    #[test]
+    fn the_revision_of_a_state_never_changes() {
+        let post = event(Some(7), at(1, 2, 3), Whole);
+        let (deleted, _) = replay(&[post.clone(), event(None, at(1, 4, 5), Deletion)]);
+        let (whole, _) = replay(std::slice::from_ref(&post));
+        assert_eq!([whole.revision(), deleted.revision()], [6_860_127_989_328_586, 1_877_739_113_719_403]);
+        let (pending, _) = replay(&[Event { kind: ImagePending, ..post }]);
+        assert_ne!(pending.revision(), whole.revision());
+    }
+
     #[test]
     fn a_deletion_behind_the_post_wins_whatever_its_version() {
-        let large = event(Some(1 << 40), at(0, 7, 0), false);
-        let (state, content) = replay(&[large.clone(), event(None, at(0, 8, 0), true)]);
-        assert!(state.deleted && content.is_none());
+        let large = event(Some(1 << 40), at(0, 7, 0), Whole);
+        let (state, content) = replay(&[large.clone(), event(None, at(0, 8, 0), Deletion)]);
+        assert!(state.kind == Deletion && content.is_none());
         // Coming again, it stays deleted; a higher version behind the deletion brings it back, a lower one does not.
-        let deletion = event(None, at(0, 8, 0), true);
+        let deletion = event(None, at(0, 8, 0), Deletion);
         assert_eq!(replay(&[large.clone(), deletion.clone(), large.clone()]).1, None);
-        let stray = event(Some(5), at(0, 9, 0), false);
+        let stray = event(Some(5), at(0, 9, 0), Whole);
         assert_eq!(replay(&[large.clone(), deletion.clone(), stray]).1, None);
-        let edit = event(Some((1 << 40) + 1), at(0, 9, 0), false);
+        let edit = event(Some((1 << 40) + 1), at(0, 9, 0), Whole);
         assert_eq!(replay(&[large, deletion, edit]).1, Some(at(0, 9, 0)));
     }
 
     /// Many feeds send the same version, or 1, with every post.
     #[test]
     fn the_same_version_behind_a_deletion_is_the_post_again() {
-        let post = |offset| event(Some(1), at(0, offset, 0), false);
-        let deletion = event(None, at(0, 1, 0), true);
+        let post = |offset| event(Some(1), at(0, offset, 0), Whole);
+        let deletion = event(None, at(0, 1, 0), Deletion);
         for events in [[post(0), deletion.clone(), post(2)], [post(2), post(0), deletion.clone()]] {
             assert_eq!(replay(&events).1, Some(at(0, 2, 0)), "{events:?}");
         }
@@ -339,18 +431,18 @@ mod tests {
 
     #[test]
     fn a_small_version_behind_a_deletion_at_a_high_offset_is_a_new_post() {
-        let events = [event(None, at(0, 1_000_000, 0), true), event(Some(1), at(0, 1_000_001, 0), false)];
+        let events = [event(None, at(0, 1_000_000, 0), Deletion), event(Some(1), at(0, 1_000_001, 0), Whole)];
         assert_eq!(replay(&events).1, Some(at(0, 1_000_001, 0)));
     }
 
     #[test]
     fn between_partitions_the_timestamp_decides() {
-        let old = event(None, at(0, 900, 1_000), false);
-        let moved = event(None, at(5, 0, 2_000), false);
+        let old = event(None, at(0, 900, 1_000), Whole);
+        let moved = event(None, at(5, 0, 2_000), Whole);
         for events in [[old.clone(), moved.clone()], [moved.clone(), old.clone()]] {
             assert_eq!(replay(&events).1, Some(at(5, 0, 2_000)), "{events:?}");
         }
-        let deletion = event(None, at(6, 0, 3_000), true);
+        let deletion = event(None, at(6, 0, 3_000), Deletion);
         assert_eq!(replay(&[old, deletion, moved]).1, None);
     }
 }

@@ -108,8 +108,7 @@ impl<'a> Plan<'a> {
             let id = write.id();
             let place = places.get(&id).copied();
             let now = place.map(|place| &plan.changes[place].after).or_else(|| stored.get(&id));
-            let is_deletion = matches!(write, Write::Delete(_));
-            let (outcome, change) = match State::merge(now, write.order(), is_deletion) {
+            let (outcome, change) = match State::merge(now, write.order(), write.kind()) {
                 Merged::Write(after) => (Outcome::Applied, Some((after, Content::Of(write)))),
                 Merged::Hidden(after) => (Outcome::Older, Some((after, Content::Marker(write)))),
                 Merged::Keep(after) => (Outcome::Older, Some((after, Content::Stored))),
@@ -203,6 +202,7 @@ mod tests {
             order: order(version),
             image: None,
             caption: Some(caption.to_vec()),
+            image_pending: false,
             payload: Map::new(),
         })
     }

@@ -37,7 +37,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// The answer of a command that ends well.
-async fn told(kafka: &KafkaConfig, arguments: &[&str]) -> Value {
+pub async fn told(kafka: &KafkaConfig, arguments: &[&str]) -> Value {
     let output = dlq(kafka, &[arguments, &["--json"]].concat()).await;
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("one JSON value and nothing else on stdout")
@@ -63,15 +63,15 @@ on_each_store!(
 );
 
 /// The settings of a store.
-struct Bench(Vec<String>);
+pub struct Bench(pub Vec<String>);
 
 impl Bench {
-    fn edge() -> Self {
+    pub fn edge() -> Self {
         Self(Vec::new())
     }
 
     /// `None` where there is no server.
-    fn server() -> Option<Self> {
+    pub fn server() -> Option<Self> {
         let (url, _) = tokio::task::block_in_place(store_server::shared)?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_nanos();
         let settings =
@@ -81,13 +81,13 @@ impl Bench {
 }
 
 /// A feed whose posts name a picture that is not there yet.
-struct Feed {
-    bench: ingest_support::Bench,
-    folder: tempfile::TempDir,
+pub struct Feed {
+    pub bench: ingest_support::Bench,
+    pub folder: tempfile::TempDir,
 }
 
 impl Feed {
-    async fn on(store: Bench) -> Self {
+    pub async fn on(store: Bench) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         // An empty folder would be taken for one that is not mounted.
         std::fs::write(folder.path().join("other"), "").expect("writes");
@@ -96,21 +96,21 @@ impl Feed {
         Self { bench: ingest_support::Bench::new(&settings).await, folder }
     }
 
-    fn kafka(&self) -> &KafkaConfig {
+    pub fn kafka(&self) -> &KafkaConfig {
         &self.bench.config.kafka
     }
 
-    async fn post_with_picture(&self, id: &str, caption: &str) {
+    pub async fn post_with_picture(&self, id: &str, caption: &str) {
         let post = json!({"post_id": id, "caption": caption, "image": {"path": "late.png"}});
         self.bench.send(id, Some(post.to_string().as_bytes())).await;
     }
 
     /// The picture is there from here on.
-    fn mend(&self) {
+    pub fn mend(&self) {
         std::fs::copy(root().join("demo/images/1f34e.png"), self.folder.path().join("late.png")).expect("copies");
     }
 
-    async fn payload(&self, id: &str) -> serde_json::Map<String, Value> {
+    pub async fn payload(&self, id: &str) -> serde_json::Map<String, Value> {
         self.bench.stored(id).await.expect("it is stored").payload
     }
 }

@@ -12,6 +12,7 @@ mod encoder_graphs;
 mod encoder_providers;
 mod evaluation;
 mod full_disk;
+mod image_pending;
 mod images;
 mod ingest_faults;
 mod ingest_support;

@@ -97,7 +97,7 @@ pub struct Worker {
     pub store: SharedStore,
     pub shutdown: CancellationToken,
     pub serving: JoinHandle<()>,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Worker {
@@ -116,21 +116,26 @@ impl Worker {
         let path = format!("store.edge.dir={}", folder.path().join("store").display());
         let config = config(&[&["store.kind=edge", &path], set].concat());
         let encoder = encoder();
-        let metrics = Arc::new(Metrics::new());
         let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
-        let store = store::open(&config.store, &stamp, &metrics).await.expect("the store opens");
+        let store = store::open(&config.store, &stamp, &Metrics::new()).await.expect("the store opens");
+        Self { _folder: Some(folder), ..Self::over(&config, store).await }
+    }
+
+    /// A worker over the store that an ingest worker fills.
+    pub async fn over(config: &Config, store: SharedStore) -> Self {
+        let encoder = encoder();
         let service = SearchService::new(ServiceParts {
             encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions).expect("the fetcher starts"),
             store: store.clone(),
             model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
             config: config.query.clone(),
-            metrics,
+            metrics: Arc::new(Metrics::new()),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(http::run(listener, service.clone(), shutdown.clone()));
-        Self { url, service, store, shutdown, serving, _folder: folder }
+        Self { url, service, store, shutdown, serving, _folder: None }
     }
 
     /// Stores a post as ingest does. A picture by path is read from the repository.
@@ -164,7 +169,7 @@ impl Worker {
         let source = Origin { topic: "posts".to_owned(), partition: 0, offset: 0, timestamp: 0 };
         let order = Order { version: Some(1), source };
         let payload = post.payload(&encoder.bundle.id, Utc::now(), kept);
-        let point = Point { id: point_id(&post.post_id), order, image, caption, payload };
+        let point = Point { id: point_id(&post.post_id), order, image, caption, image_pending: false, payload };
         self.store.write(vec![Write::Upsert(point)]).await.expect("the store takes the post");
     }
 

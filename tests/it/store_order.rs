@@ -16,7 +16,8 @@ on_each_store!(
     old_markers_are_purged_and_only_they,
 );
 
-/// Deletions without a version among versioned posts, and posts without any, in every order of arrival.
+/// Deletions without a version among versioned posts, posts without any, and posts that come without their picture and
+/// with it, in every order of arrival.
 async fn every_order_of_mixed_writes_ends_as_the_rules_say(bench: Bench) {
     let store = bench.open().await;
     let at = |id: &str, version: Option<u64>, offset: i64| {
@@ -30,6 +31,10 @@ async fn every_order_of_mixed_writes_ends_as_the_rules_say(bench: Bench) {
             deleted_at: time(0),
         })
     };
+    let pending = |version, offset| match at("p", version, offset) {
+        Write::Upsert(whole) => Write::Upsert(Point { image: None, image_pending: true, ..whole }),
+        Write::Delete(_) => unreachable!(),
+    };
     let large = 1 << 50;
     // The offset of the write that is to be found, in the end.
     let histories: Vec<(Vec<Write>, Option<i64>)> = vec![
@@ -39,6 +44,11 @@ async fn every_order_of_mixed_writes_ends_as_the_rules_say(bench: Bench) {
         (vec![gone("p", 1_000_000), at("p", Some(1), 1_000_001)], Some(1_000_001)),
         (vec![at("p", Some(2), 1), at("p", Some(1), 2), gone("p", 3), at("p", Some(3), 4), gone("p", 5)], None),
         (vec![at("p", None, 1), at("p", None, 2), gone("p", 3), at("p", None, 4)], Some(4)),
+        (vec![pending(Some(1), 1), at("p", Some(1), 1)], Some(1)),
+        (vec![gone("p", 1), pending(None, 2), at("p", None, 2)], Some(2)),
+        (vec![at("p", Some(1), 1), pending(Some(2), 2)], Some(2)),
+        (vec![pending(Some(1), 1), at("p", Some(1), 1), pending(Some(2), 2), at("p", Some(3), 3)], Some(3)),
+        (vec![pending(Some(1), 1), at("p", Some(1), 1), gone("p", 2)], None),
     ];
     let mut number = 0;
     for (history, expected) in histories {
@@ -70,8 +80,15 @@ async fn every_order_of_mixed_writes_ends_as_the_rules_say(bench: Bench) {
             if let Some(offset) = expected {
                 let whole = post("p", offset as u64);
                 assert_eq!(point.payload["caption"], whole.payload["caption"], "{order:?}");
-                let (stored, written) = (point.image.unwrap(), whole.image.unwrap());
-                assert!(stored.iter().zip(&written).all(|(a, b)| (a - b).abs() < 1e-6), "{order:?}");
+                let with_picture = history.iter().any(|write| match write {
+                    Write::Upsert(point) => point.order.source.offset == offset && point.image.is_some(),
+                    Write::Delete(_) => false,
+                });
+                assert_eq!(point.payload.get("image_pending").is_none(), with_picture, "{order:?}: {point:?}");
+                let written = whole.image.filter(|_| with_picture);
+                assert_eq!(point.image.is_some(), with_picture, "{order:?}: {point:?}");
+                let mut values = point.image.iter().flatten().zip(written.iter().flatten());
+                assert!(values.all(|(a, b)| (a - b).abs() < 1e-6), "{order:?}");
             } else {
                 assert!(point.image.is_none() && point.caption.is_none(), "{order:?}");
             }
@@ -112,6 +129,15 @@ async fn writes_tell_whether_they_were_older(bench: Bench) {
     // Coming again, as after a crash: what stands is there.
     let again = store.write(batch).await.unwrap();
     assert_eq!(again, [Outcome::Applied, Outcome::Older, Outcome::Older, Outcome::Applied]);
+    let pending = Write::Upsert(Point { image: None, image_pending: true, ..post("r", 1) });
+    for (write, expected) in [
+        (pending.clone(), Outcome::Applied),
+        (pending.clone(), Outcome::Applied),
+        (upsert("r", 1), Outcome::Applied),
+        (pending, Outcome::Older),
+    ] {
+        assert_eq!(store.write(vec![write]).await.unwrap(), [expected]);
+    }
     store.close().await.unwrap();
 }
 

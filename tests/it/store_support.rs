@@ -110,6 +110,7 @@ pub fn post(id: &str, version: u64) -> Point {
         order: order(version),
         image: Some(vector(seed)),
         caption: Some(vector(seed + 1)),
+        image_pending: false,
         payload: object(json!({"post_id": id, "caption": format!("{id} at {version}")})),
     }
 }

@@ -440,6 +440,7 @@ mod tests {
             },
             image: Some(vec![0.6, 0.8]),
             caption: None,
+            image_pending: false,
             payload: Map::new(),
         })
     }
