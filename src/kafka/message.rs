@@ -12,11 +12,17 @@ use super::envelope::{Claim, Envelope, Position, size_of};
 use super::source::Partition;
 
 /// A message that has no claim yet.
-pub(super) struct Message {
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The key; `None` is none, and not an empty one.
     pub key: Option<Vec<u8>>,
+    /// The value; `None` is a tombstone.
     pub payload: Option<Bytes>,
+    /// The headers in their order.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// When it was written, as its topic counts time.
     pub timestamp: Option<DateTime<chrono::Utc>>,
+    /// Where it lies.
     pub position: Position,
     /// What it counts against the budget.
     pub bytes: u64,

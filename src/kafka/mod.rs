@@ -31,6 +31,7 @@ pub use client::check_reachable;
 pub use dead_letter::{DeadLetters, SendFault};
 pub use embedded::EmbeddedBroker;
 pub use envelope::{Envelope, InflightLimits, Position};
+pub use message::Message;
 pub use oauth::OauthConfig;
 pub use producer::Producer;
 pub use properties::Properties;

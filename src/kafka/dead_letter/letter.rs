@@ -47,7 +47,8 @@ pub struct Letter {
 }
 
 impl Letter {
-    pub(in crate::kafka) fn read(message: Message) -> Self {
+    /// Takes our headers out of a message, as far as they can be read: whoever may write to the topic chose them.
+    pub fn read(message: Message) -> Self {
         let Message { key, payload, headers, timestamp, position, bytes: _ } = message;
         let (ours, headers) = split(headers);
         let [reason, detail, topic, partition, offset, source_timestamp, time, _] = ours;
