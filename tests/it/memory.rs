@@ -16,15 +16,15 @@ const WINDOW: usize = 500;
 const MOST: u64 = 400 << 20;
 
 /// What the system says of a process.
-struct Memory {
+pub struct Memory {
     /// Bytes that no file backs: what the program itself asked for.
-    own: u64,
+    pub own: u64,
     /// The most that ever was resident, in bytes.
-    peak: u64,
+    pub peak: u64,
 }
 
 impl Memory {
-    fn of(process: u32) -> Self {
+    pub fn of(process: u32) -> Self {
         let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the worker runs");
         let bytes = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

@@ -18,18 +18,24 @@ use crate::running::Running;
 const POSTS: usize = 60;
 const SIDE: u32 = 1_790;
 
-/// With 40 MB for pictures as they came and 40 MB for decoding; the model, Kafka's client, the store and what the
-/// allocator keeps come on top.
-#[cfg(target_os = "linux")]
-#[tokio::test(flavor = "multi_thread")]
-async fn large_pictures_by_url_stay_within_their_budgets() {
+/// A PNG that cannot be compressed.
+pub fn noise() -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(1);
     let pixels = (0..SIDE * SIDE * 3).map(|_| random.random()).collect::<Vec<u8>>();
     let noise = image::RgbImage::from_raw(SIDE, SIDE, pixels).expect("fills the picture");
     let mut png = Cursor::new(Vec::new());
     noise.write_to(&mut png, image::ImageFormat::Png).expect("encodes");
-    let png = Bytes::from(png.into_inner());
+    let png = png.into_inner();
     assert!(png.len() > 9_000_000, "{}", png.len());
+    png
+}
+
+/// With 40 MB for pictures as they came and 40 MB for decoding; the model, Kafka's client, the store and what the
+/// allocator keeps come on top.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn large_pictures_by_url_stay_within_their_budgets() {
+    let png = Bytes::from(noise());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let host = Router::new().route("/{name}", get(async move || png.clone()));

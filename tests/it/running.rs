@@ -73,13 +73,21 @@ impl Running {
 
     /// Posts that are indexed, deleted, ignored or dead-lettered.
     pub fn settled(&self) -> u64 {
+        self.sum(&["posts_indexed_total", "posts_deleted_total", "posts_ignored_total", "posts_dead_lettered_total"])
+    }
+
+    fn sum(&self, names: &[&str]) -> u64 {
         let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
-        let names = ["posts_indexed_total", "posts_deleted_total", "posts_ignored_total", "posts_dead_lettered_total"];
-        let is_settled = |line: &&str| {
+        let is_meant = |line: &&str| {
             line.strip_prefix("feedlens_").is_some_and(|line| names.iter().any(|name| line.starts_with(name)))
         };
-        let values = text.lines().filter(is_settled).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        let values = text.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
         values.sum()
+    }
+
+    /// Posts that are dead letters.
+    pub fn dead_lettered(&self) -> u64 {
+        self.sum(&["posts_dead_lettered_total"])
     }
 
     pub fn has_ended(&mut self) -> bool {
