@@ -142,14 +142,19 @@ fn data_folder_that_cannot_be_used_is_one_sentence() {
 
 #[test]
 fn defaults_are_shown_with_secrets_masked() {
-    let secrets = ["kafka.sasl_password=hunter2", "kafka.properties.ssl.key.password=hunter2"];
+    let secrets = ["kafka.sasl_password=hunter2", "kafka.properties.ssl.keystore.password=hunter2"];
     let (output, _) = run(&["config", "show", "--set", secrets[0], "--set", secrets[1]]);
     let shown = text(&output.stdout);
     assert!(output.status.success() && shown.contains("brokers = \"localhost:9092\""), "{shown}");
-    assert!(!shown.contains("hunter2") && shown.contains("ssl.key.password"), "{shown}");
-    let (output, _) = run(&["config", "show", "--set", "kafka.sasl_pasword=hunter2"]);
-    let said = text(&output.stderr);
-    assert!(said.contains("\"kafka.sasl_password\"") && !said.contains("hunter2"), "{said}");
+    assert!(!shown.contains("hunter2") && shown.contains("ssl.keystore.password"), "{shown}");
+    for (mistake, way_out) in [
+        ("kafka.sasl_pasword=hunter2", "\"kafka.sasl_password\""),
+        ("kafka.properties.ssl.key.password=hunter2", "kafka.ssl_key_password"),
+    ] {
+        let (output, _) = run(&["config", "show", "--set", mistake]);
+        let said = text(&output.stderr);
+        assert!(said.contains(way_out) && !said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]
