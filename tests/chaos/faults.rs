@@ -60,6 +60,8 @@ impl Scene {
         until: Instant,
         happened: &mut Vec<Happened>,
     ) -> Result<()> {
+        // Where the fault before was one of the group's membership alone: how many rebalances were undrained before it.
+        let mut membership = None;
         loop {
             let fault = plan.next();
             let resumed = Instant::now() + RESUME_WITHIN + Duration::from_secs(5);
@@ -73,8 +75,12 @@ impl Scene {
             let from = began.elapsed().as_secs_f64();
             self.watch.fault_begins();
             // Nothing else is out of order, and what is in flight can be finished.
-            let calm = fault.second.is_none() && fault.waits;
-            let unsettled = self.given_back_unsettled();
+            let calm = fault.second.is_none() && (fault.waits || happened.is_empty());
+            let undrained = self.undrained();
+            if let Some(before) = membership.filter(|before| fault.waits && undrained > *before) {
+                let count = undrained - before;
+                self.findings.add(format!("{count} calm rebalances took partitions away before they were drained"));
+            }
             self.begin(&fault.first, calm).await?;
             match &fault.second {
                 Some((second, delay)) => {
@@ -87,12 +93,7 @@ impl Scene {
             }
             self.end(&fault.first, calm).await?;
             self.watch.fault_ends();
-            if calm && matches!(fault.first, Disruption::Join { killed: false }) {
-                let unsettled = self.given_back_unsettled() - unsettled;
-                if unsettled > 0 {
-                    self.findings.add(format!("{unsettled} calm rebalances took partitions away before their drain"));
-                }
-            }
+            membership = (calm && fault.first.is_of_membership()).then_some(undrained);
             let fault = Happened { fault, from, to: began.elapsed().as_secs_f64() };
             println!("chaos: {fault}");
             happened.push(fault);
@@ -130,6 +131,7 @@ impl Scene {
             Disruption::Join { .. } => self.workers[self.regular].start()?,
             Disruption::Broker => self.services.crash("kafka").await?,
             Disruption::Store => self.services.crash("qdrant").await?,
+            Disruption::DeadLetters => self.auditor.kafka.refuse_dead_letters(true).await?,
             Disruption::Network { line, worker } => self.set_lines(*line, *worker),
             Disruption::Host { mode } => self.host.set(*mode),
         }
@@ -147,6 +149,7 @@ impl Scene {
             Disruption::Join { killed: false } => self.terminate(&self.workers[self.regular], calm).await?,
             Disruption::Broker => self.services.resume("kafka").await?,
             Disruption::Store => self.services.resume("qdrant").await?,
+            Disruption::DeadLetters => self.auditor.kafka.refuse_dead_letters(false).await?,
             Disruption::Network { worker, .. } => self.set_lines(Line::Open, *worker),
             Disruption::Host { .. } => self.host.set(Mode::Serves),
         }
@@ -172,8 +175,8 @@ impl Scene {
         Ok(())
     }
 
-    fn given_back_unsettled(&self) -> usize {
-        self.workers.iter().map(|worker| worker.given_back_unsettled()).sum()
+    fn undrained(&self) -> usize {
+        self.workers.iter().map(|worker| worker.undrained()).sum()
     }
 
     /// Its only worker does nothing now.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -69,6 +69,17 @@ impl Kafka {
             .create()?;
         let group = Arc::new(client(brokers).set("group.id", GROUP).create()?);
         Ok(Self { brokers: brokers.to_owned(), producer, group })
+    }
+
+    /// Whether the dead-letter topic refuses every letter for now, for want of a second replica.
+    pub async fn refuse_dead_letters(&self, refuse: bool) -> Result<()> {
+        let admin: AdminClient<DefaultClientContext> = client(&self.brokers).create()?;
+        let replicas = if refuse { "2" } else { "1" };
+        let config = AlterConfig::new(ResourceSpecifier::Topic(DEAD_LETTERS)).set("min.insync.replicas", replicas);
+        for altered in admin.alter_configs([&config], &AdminOptions::new()).await? {
+            altered.map_err(|(resource, code)| anyhow::anyhow!("{resource:?}: {code}"))?;
+        }
+        Ok(())
     }
 
     /// Hands a message to the producer, which keeps the order; the future ends with the acknowledgement.

@@ -29,10 +29,20 @@ pub enum Disruption {
     Broker,
     /// kill -9 of the store's server; it starts again at the end.
     Store,
+    /// The dead-letter topic takes nothing.
+    DeadLetters,
     /// The line between the store and a worker; `None`: of every worker.
     Network { line: Line, worker: Option<usize> },
     /// The pictures' host.
     Host { mode: Mode },
+}
+
+impl Disruption {
+    /// Whether only members of the group come and go.
+    pub fn is_of_membership(&self) -> bool {
+        use Disruption::{Join, Kill, KillAll, Terminate};
+        matches!(self, Join { .. } | Kill { .. } | KillAll | Terminate { .. })
+    }
 }
 
 /// One or two disruptions at a time.
@@ -84,8 +94,8 @@ impl Plan {
 
     fn disruption(&mut self) -> Disruption {
         let kinds = match self.store {
-            StoreKind::Edge => 6,
-            StoreKind::Qdrant => 11,
+            StoreKind::Edge => 7,
+            StoreKind::Qdrant => 12,
         };
         if self.kinds.is_empty() {
             self.kinds = (0..kinds).collect();
@@ -104,9 +114,10 @@ impl Plan {
                 let life = |_| Duration::from_millis(random.random_range(200..2_000));
                 Disruption::Crashes { worker, lives: (0..3).map(life).collect() }
             }
-            6 => Disruption::KillAll,
-            7 => Disruption::Join { killed: random.random_bool(0.5) },
-            8 => Disruption::Store,
+            6 => Disruption::DeadLetters,
+            7 => Disruption::KillAll,
+            8 => Disruption::Join { killed: random.random_bool(0.5) },
+            9 => Disruption::Store,
             _ => Disruption::Network {
                 line: *proxy::FAULTS.choose(random).expect("not empty"),
                 worker: random.random_bool(0.5).then_some(worker),
@@ -124,7 +135,8 @@ fn are_apart(one: &Disruption, other: &Disruption) -> bool {
         | Disruption::Freeze { worker } => (0, *worker),
         Disruption::KillAll => (0, usize::MAX),
         Disruption::Join { .. } => (1, 0),
-        Disruption::Broker => (2, 0),
+        // Whether the topic takes letters is asked of the broker.
+        Disruption::Broker | Disruption::DeadLetters => (2, 0),
         Disruption::Store => (3, 0),
         Disruption::Network { .. } => (4, 0),
         Disruption::Host { .. } => (5, 0),

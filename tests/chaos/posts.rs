@@ -198,7 +198,7 @@ impl Feed {
         let random = &mut self.random;
         let shape = random.random_range(0..10);
         let caption = (shape != 0).then(|| self.material.captions.choose(random).expect("not empty").clone());
-        let picture = (shape < 7).then(|| match random.random_bool(0.03) {
+        let picture = (shape < 7).then(|| match random.random_bool(0.01) {
             true => DRAWINGS + random.random_range(0..LARGE),
             false => random.random_range(0..DRAWINGS),
         });

@@ -27,20 +27,21 @@ use crate::proxy::Proxy;
 use crate::search::Searcher;
 use crate::services::Services;
 use crate::vectors::Vectors;
-use crate::watch::Watch;
+use crate::watch::{Resumed, Watch};
 use crate::workers::Worker;
 use crate::{ROOT, StoreKind, WORKERS, poison, stored};
 
 /// Posts a second: two cores, which also run the broker and the store, must be able to catch up.
-const RATE: f64 = 25.0;
+const RATE: f64 = 20.0;
 /// Of so many posts, these come all at once.
 const BURST_EACH: u64 = 500;
-const BURSTS: std::ops::Range<u64> = 300..450;
+const BURSTS: std::ops::Range<u64> = 350..450;
 const BEGIN_WITHIN: Duration = Duration::from_secs(90);
 /// From the last fault's end until all is settled.
 const SETTLE_WITHIN: Duration = Duration::from_secs(120);
-/// What a worker may have in memory: the process itself, the model and the libraries, and the budgets of its settings.
-const MEMORY_KIB: u64 = 700 * 1024;
+/// What a worker may have in memory: with its model and libraries about 150 MiB, and the budgets of its settings: posts on
+/// their way, pictures as they came and while they are decoded, librdkafka's read-ahead.
+const MEMORY_KIB: u64 = 320 * 1024;
 
 /// Runs; tells what came of it; whether everything held.
 pub async fn run(seed: u64, time: Duration, store: StoreKind) -> bool {
@@ -380,15 +381,15 @@ fn tell(
         summaries.iter().map(|summary| summary.peak_memory_kib).max().unwrap_or(0) / 1024
     );
     let progress = scene.watch.progress();
-    let seconds =
-        |times: &[Duration]| times.iter().map(|time| format!("{:.1}", time.as_secs_f64())).collect::<Vec<_>>();
+    let seconds = |Resumed { first, all }: &Resumed| format!("{:.1}/{:.1}", first.as_secs_f64(), all.as_secs_f64());
     println!(
-        "chaos: {} faults; seconds from a fault's end until every partition went on: [{}], {} cut short by the next \
-         fault; longest stall without a fault {:.1} s; {} samples of the commits; all settled {:.1} s after the last fault",
+        "chaos: {} faults; seconds from a fault's end until the first commit / until every partition went on: [{}], {} cut \
+         short by the next fault; longest time without a fault and a commit {:.1} s; {} samples of the commits; all settled \
+         {:.1} s after the last fault",
         happened.len(),
-        seconds(&progress.resumed).join(", "),
+        progress.resumed.iter().map(seconds).collect::<Vec<_>>().join(", "),
         progress.cut_short,
-        progress.longest_stall.as_secs_f64(),
+        progress.longest_idle.as_secs_f64(),
         progress.samples,
         settled_after.as_secs_f64()
     );

@@ -9,6 +9,8 @@ use crate::kafka::Kafka;
 
 /// Ingest goes on within this after a fault's end.
 pub const RESUME_WITHIN: Duration = Duration::from_secs(30);
+/// And no partition is left behind for longer than this: with a backlog, a busy worker takes one after another.
+const PARTITION_WITHIN: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is known of the group's progress.
@@ -22,23 +24,37 @@ struct State {
     /// By partition: how many messages were acknowledged to the generator, in a row from 0.
     ends: BTreeMap<i32, i64>,
     committed: BTreeMap<i32, i64>,
-    /// Time without any fault and without progress, of partitions that are behind.
+    /// Time without any fault and without progress: of the group, and of each partition that is behind.
+    idle: Duration,
     stalled: BTreeMap<i32, Duration>,
-    longest_stall: Duration,
+    longest_idle: Duration,
     faults: usize,
     samples: usize,
     /// When the last fault ended, and which partitions were behind and have not moved since.
-    waiting: Option<(Instant, Vec<i32>)>,
-    resumed: Vec<Duration>,
+    waiting: Option<Waiting>,
+    resumed: Vec<Resumed>,
     cut_short: usize,
+}
+
+struct Waiting {
+    since: Instant,
+    first: Option<Duration>,
+    partitions: Vec<i32>,
+}
+
+/// From a fault's end until the first commit, and until every partition that was behind had one.
+#[derive(Debug, Clone, Copy)]
+pub struct Resumed {
+    pub first: Duration,
+    pub all: Duration,
 }
 
 /// What is told at the end.
 pub struct Progress {
     pub samples: usize,
-    pub longest_stall: Duration,
-    /// From a fault's end until every partition that was behind had moved, where no other fault came between.
-    pub resumed: Vec<Duration>,
+    pub longest_idle: Duration,
+    /// Where no other fault came between.
+    pub resumed: Vec<Resumed>,
     pub cut_short: usize,
 }
 
@@ -59,6 +75,7 @@ impl Watch {
         let mut state = self.state();
         state.faults += 1;
         state.stalled.clear();
+        state.idle = Duration::ZERO;
         if state.waiting.take().is_some() {
             state.cut_short += 1;
         }
@@ -68,8 +85,8 @@ impl Watch {
     pub fn fault_ends(&self) {
         let mut state = self.state();
         state.faults -= 1;
-        let behind = state.behind();
-        state.waiting = Some((Instant::now(), behind));
+        let partitions = state.behind();
+        state.waiting = Some(Waiting { since: Instant::now(), first: None, partitions });
     }
 
     /// Whether every partition that was behind when the last fault ended has gone on since.
@@ -97,7 +114,7 @@ impl Watch {
         let state = self.state();
         Progress {
             samples: state.samples,
-            longest_stall: state.longest_stall,
+            longest_idle: state.longest_idle,
             resumed: state.resumed.clone(),
             cut_short: state.cut_short,
         }
@@ -141,27 +158,45 @@ impl State {
     /// `before`: the commits of the sample before; empty: nothing is known now.
     fn stall(&mut self, passed: Duration, before: &BTreeMap<i32, i64>, findings: &Findings) {
         let behind = self.behind();
-        let moved = |partition: &i32| !before.is_empty() && self.committed.get(partition) != before.get(partition);
-        self.stalled.retain(|partition, _| behind.contains(partition) && !moved(partition));
-        if let Some((since, partitions)) = &mut self.waiting {
-            partitions.retain(|partition| behind.contains(partition) && !moved(partition));
-            if partitions.is_empty() {
-                self.resumed.push(since.elapsed());
+        let has_moved = |partition: &i32| !before.is_empty() && self.committed.get(partition) != before.get(partition);
+        let moved = self.committed.keys().copied().filter(has_moved).collect::<Vec<_>>();
+        self.stalled.retain(|partition, _| behind.contains(partition) && !moved.contains(partition));
+        if let Some(waiting) = &mut self.waiting {
+            let passed = waiting.since.elapsed();
+            waiting.partitions.retain(|partition| behind.contains(partition) && !moved.contains(partition));
+            if !moved.is_empty() || waiting.partitions.is_empty() {
+                waiting.first.get_or_insert(passed);
+            }
+            if waiting.partitions.is_empty() {
+                self.resumed.push(Resumed { first: waiting.first.unwrap_or(passed), all: passed });
                 self.waiting = None;
             }
         }
-        if self.faults > 0 {
+        if !moved.is_empty() || behind.is_empty() {
+            self.idle = Duration::ZERO;
+        }
+        if self.faults > 0 || behind.is_empty() {
             return;
         }
-        for partition in behind.into_iter().filter(|partition| !moved(partition)) {
+        if moved.is_empty() {
+            let was = self.idle;
+            self.idle += passed;
+            self.longest_idle = self.longest_idle.max(self.idle);
+            if was < RESUME_WITHIN && self.idle >= RESUME_WITHIN {
+                let (committed, ends) = (&self.committed, &self.ends);
+                findings.add(format!(
+                    "nothing was committed in {RESUME_WITHIN:?} without a fault; commits {committed:?}, ends {ends:?}"
+                ));
+            }
+        }
+        for partition in behind.into_iter().filter(|partition| !moved.contains(partition)) {
             let stalled = self.stalled.entry(partition).or_default();
             let was = *stalled;
             *stalled += passed;
-            self.longest_stall = self.longest_stall.max(*stalled);
-            if was < RESUME_WITHIN && *stalled >= RESUME_WITHIN {
+            if was < PARTITION_WITHIN && *stalled >= PARTITION_WITHIN {
                 let committed = self.committed.get(&partition);
                 findings.add(format!(
-                    "partition {partition}: nothing was committed in {RESUME_WITHIN:?} without a fault; commit \
+                    "partition {partition}: nothing was committed in {PARTITION_WITHIN:?} without a fault; commit \
                      {committed:?}, end {}",
                     self.ends[&partition]
                 ));

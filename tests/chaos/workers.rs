@@ -233,11 +233,13 @@ impl Worker {
         self.state().ready
     }
 
-    /// Posts of partitions that it gave back before they were settled, in all its lives.
-    pub fn given_back_unsettled(&self) -> usize {
+    /// How often, in all its lives, it gave back partitions that it still had before their posts were settled.
+    pub fn undrained(&self) -> usize {
         let lives = self.state().lives;
         let logs = (1..=lives).filter_map(|life| std::fs::read_to_string(self.log(life)).ok());
-        logs.map(|log| log.matches("partitions went before these posts were settled").count()).sum()
+        let is_undrained =
+            |line: &&str| line.contains("partitions went before these posts") && line.contains("\"lost\":false");
+        logs.map(|log| log.lines().filter(is_undrained).count()).sum()
     }
 
     /// The last line of its log.
