@@ -68,9 +68,9 @@ impl Settings {
             None => Ok(default),
             Some(text) => text.parse::<f64>().map_err(|_| format!("{name}={text} is not a number")),
         };
-        let seed = variable("SEED").unwrap_or_else(|| "1".to_owned());
+        // For the short run of `make test`: its first faults differ most.
+        let seed = variable("SEED").unwrap_or_else(|| "6".to_owned());
         let seed = seed.parse().map_err(|_| format!("SEED={seed} is not a whole number"))?;
-        // Long enough for every kind of fault on the embedded store.
         let minutes = number("MINUTES", 0.6)?;
         if !(minutes > 0.0 && minutes < 10_000.0) {
             return Err(format!("MINUTES={minutes} is not a length of time"));
