@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::codecs::{jpeg::JpegDecoder, png::PngDecoder};
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat};
 
@@ -11,16 +11,24 @@ use crate::image::picture::Picture;
 
 /// What the EXIF data of a JPEG, PNG or WebP say; upright where there are none, or none that can be read.
 pub(super) fn orientation(bytes: &[u8], format: ImageFormat) -> Orientation {
-    let bytes = Cursor::new(bytes);
+    let file = Cursor::new(bytes);
     let found = match format {
-        ImageFormat::Jpeg => JpegDecoder::new(bytes).and_then(|mut decoder| decoder.orientation()),
+        ImageFormat::Jpeg => JpegDecoder::new(file).and_then(|mut decoder| decoder.orientation()).ok(),
         ImageFormat::Png => {
-            PngDecoder::with_limits(bytes, allocation_limits(0)).and_then(|mut decoder| decoder.orientation())
+            let decoder = PngDecoder::with_limits(file, allocation_limits(0));
+            decoder.and_then(|mut decoder| decoder.orientation()).ok()
         }
-        ImageFormat::WebP => WebPDecoder::new(bytes).and_then(|mut decoder| decoder.orientation()),
-        _ => return Orientation::NoTransforms,
+        ImageFormat::WebP => webp_exif(bytes).and_then(|exif| Orientation::from_exif_chunk(&exif)),
+        _ => None,
     };
     found.unwrap_or(Orientation::NoTransforms)
+}
+
+/// `image`'s own decoder takes the memory that the chunk claims, up to 4 GB, before it reads a byte of it, and sets no limit.
+fn webp_exif(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut decoder = image_webp::WebPDecoder::new(Cursor::new(bytes)).ok()?;
+    decoder.set_memory_limit(bytes.len());
+    decoder.exif_metadata().ok()?
 }
 
 /// The picture turned upright.
