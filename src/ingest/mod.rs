@@ -58,9 +58,13 @@ pub struct IngestConfig {
     /// Back-off while the store is out of order.
     #[serde(with = "humantime_serde")]
     pub retry_max: Duration,
-    /// On SIGTERM or when partitions are revoked: finish what is in flight within this, then commit.
+    /// On SIGTERM: finish what is in flight within this, then commit.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// The same for partitions that are revoked, where it is shorter; what is not finished by then is left to their next
+    /// owner.
+    #[serde(with = "humantime_serde")]
+    pub revoke_timeout: Duration,
 }
 
 impl IngestConfig {
@@ -107,7 +111,8 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;
-    let (source, envelopes) = Source::start(&config.kafka, subscription, limits, drain, metrics.clone()).await?;
+    let revoke = config.ingest.revoke_timeout.min(drain);
+    let (source, envelopes) = Source::start(&config.kafka, subscription, limits, revoke, metrics.clone()).await?;
     consumer.fill(source.status());
 
     let (to_write, pending) = mpsc::channel(config.ingest.write_batch);
@@ -182,17 +187,21 @@ async fn prepare_one(
     envelope: Envelope,
     to_write: mpsc::Sender<Pending>,
 ) -> Result<(), Fault> {
-    match preparer.prepare(&envelope).await {
-        Ok(prepared) => to_write
-            .send(Pending { envelope, prepared })
-            .await
-            .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
-        Err(Fault::Reject { reason, detail }) => {
-            writer.reject(Rejected { envelope, reason, detail }).await;
-            Ok(())
+    let departed = envelope.departed();
+    let work = async {
+        match preparer.prepare(&envelope).await {
+            Ok(prepared) => to_write
+                .send(Pending { envelope, prepared })
+                .await
+                .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
+            Err(Fault::Reject { reason, detail }) => {
+                writer.reject(Rejected { envelope, reason, detail }).await;
+                Ok(())
+            }
+            Err(fault) => Err(fault),
         }
-        Err(fault) => Err(fault),
-    }
+    };
+    departed.run_until_cancelled(work).await.unwrap_or(Ok(()))
 }
 
 fn flatten<T>(done: Result<Result<T, Fault>, JoinError>) -> Result<T, Fault> {

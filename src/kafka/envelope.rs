@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prometheus::IntGauge;
+use tokio_util::sync::CancellationToken;
 
 use super::offsets::OffsetTracker;
 
@@ -54,6 +55,12 @@ impl Envelope {
         self.claim.settled = true;
     }
 
+    /// Cancelled when the partition has gone with this message unsettled: whoever owns it next reads the message again, so
+    /// that waiting on for what it needs only takes room.
+    pub fn departed(&self) -> CancellationToken {
+        self.claim.ownership.departed.clone()
+    }
+
     /// The value of the last header of this name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().rev().find(|(known, _)| known == name).and_then(|(_, value)| value.as_deref())
@@ -96,7 +103,10 @@ impl Drop for Claim {
 /// One period in which this process owns a partition. Envelopes point at the period they were consumed in: when the
 /// partition comes back after a rebalance it gets a new one, and late settles of the old one touch nothing.
 #[derive(Debug, Default)]
-pub(super) struct Ownership(Mutex<Progress>);
+pub(super) struct Ownership {
+    progress: Mutex<Progress>,
+    departed: CancellationToken,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -114,7 +124,12 @@ pub(super) struct Progress {
 impl Ownership {
     pub(super) fn lock(&self) -> MutexGuard<'_, Progress> {
         // The sections below do plain arithmetic: a poisoned lock has no half-done state to hide.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The partition has gone, and nothing of this period can be committed any more.
+    pub(super) fn depart(&self) {
+        self.departed.cancel();
     }
 }
 

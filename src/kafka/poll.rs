@@ -40,8 +40,9 @@ pub(super) struct Poller {
     topics: Vec<Arc<str>>,
     /// `None` once nothing more is handed out.
     sender: Option<mpsc::Sender<Envelope>>,
-    /// Messages without room, in order; more than one only for what was on its way when the partitions were paused.
-    held: VecDeque<Message>,
+    /// Messages without room, in order, with the period in which they were read; more than one only for what was on its
+    /// way when the partitions were paused.
+    held: VecDeque<(Message, Arc<Ownership>)>,
     held_since: Option<Instant>,
     paused: bool,
     /// Our share of the gauge, which other sources move too.
@@ -56,7 +57,7 @@ pub(super) struct Poller {
     commit_interval: Duration,
     start: Start,
     pause_after: Duration,
-    drain_timeout: Duration,
+    revoke_timeout: Duration,
     lag: (SyncSender<()>, JoinHandle<()>),
 }
 
@@ -65,7 +66,7 @@ impl Poller {
     pub(super) fn start(
         config: &KafkaConfig,
         subscription: &Subscription,
-        drain_timeout: Duration,
+        revoke_timeout: Duration,
         shared: Arc<Shared>,
         sender: mpsc::Sender<Envelope>,
     ) -> Result<Self, Fault> {
@@ -101,7 +102,7 @@ impl Poller {
             commit_interval: config.commit_interval,
             start,
             pause_after: config.pause_after,
-            drain_timeout,
+            revoke_timeout,
             lag,
         })
     }
@@ -167,21 +168,17 @@ impl Poller {
             return;
         }
         let message = Message::read(message, &mut self.topics);
-        self.held.push_back(message);
+        // Read ahead for a partition that has gone to another member since, it is dropped.
+        let ownership = self.shared.owned().get(&message.partition()).cloned();
+        self.held.extend(ownership.map(|ownership| (message, ownership)));
         self.hand_out_held();
     }
 
     /// Hands out held messages in order, as far as there is room, and pauses or resumes by what is left.
     fn hand_out_held(&mut self) {
-        while let Some(message) = self.held.front() {
-            let ownership = self.shared.owned().get(&message.partition()).cloned();
-            let Some(ownership) = ownership else {
-                // Read ahead for a partition that has gone to another member since.
-                self.held.pop_front();
-                continue;
-            };
+        while let Some((message, _)) = self.held.front() {
             let Some(permit) = self.shared.inflight.try_acquire(message.bytes) else { break };
-            let Some(message) = self.held.pop_front() else { break };
+            let Some((message, ownership)) = self.held.pop_front() else { break };
             let claim = Claim::new(ownership, message.position.offset, permit);
             self.send(message.into_envelope(claim));
         }
@@ -225,7 +222,7 @@ impl Poller {
     /// The size of the message that waits for room, while its partitions are not paused yet. Until then a poll would
     /// bring more messages, so the thread waits here, at most `kafka.pause_after` in all.
     fn wait_for_room(&self) -> Option<u64> {
-        if self.paused { None } else { self.held.front().map(|message| message.bytes) }
+        if self.paused { None } else { self.held.front().map(|(message, _)| message.bytes) }
     }
 
     fn pause(&mut self) {

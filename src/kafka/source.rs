@@ -49,7 +49,8 @@ pub struct Source {
 
 impl Source {
     /// Joins the group and starts to consume. The stream ends after [`Source::stop`], or by itself when going on is
-    /// impossible (then `stop` returns why).
+    /// impossible (then `stop` returns why). Partitions that are revoked go once what is in flight of them is settled and
+    /// committed, after `revoke_timeout` at the latest.
     ///
     /// Metrics of posts (`posts_consumed_total`, `inflight_posts`, `inflight_bytes`) count only what comes from
     /// `kafka.posts_topic`; lag and pauses count for every topic.
@@ -61,7 +62,7 @@ impl Source {
         config: &KafkaConfig,
         subscription: Subscription,
         limits: InflightLimits,
-        drain_timeout: Duration,
+        revoke_timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, mpsc::Receiver<Envelope>), Fault> {
         let is_posts = subscription.topics.contains(&config.posts_topic);
@@ -84,7 +85,7 @@ impl Source {
         thread::Builder::new()
             .name(format!("kafka-{}", subscription.group))
             .spawn(move || {
-                let poller = Poller::start(&thread_config, &subscription, drain_timeout, thread_shared, sender);
+                let poller = Poller::start(&thread_config, &subscription, revoke_timeout, thread_shared, sender);
                 let poller = match poller {
                     Ok(poller) => poller,
                     Err(fault) => return drop(started_sender.send(Err(fault))),

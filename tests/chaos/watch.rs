@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 use crate::findings::Findings;
 use crate::kafka::Kafka;
 
-/// Ingest goes on within this after a fault's end.
+/// Ingest goes on within this after a fault's end, in each partition.
 pub const RESUME_WITHIN: Duration = Duration::from_secs(30);
-/// And no partition is left behind for longer than this: with a backlog, a busy worker takes one after another.
-const PARTITION_WITHIN: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is known of the group's progress.
@@ -193,10 +191,10 @@ impl State {
             let stalled = self.stalled.entry(partition).or_default();
             let was = *stalled;
             *stalled += passed;
-            if was < PARTITION_WITHIN && *stalled >= PARTITION_WITHIN {
+            if was < RESUME_WITHIN && *stalled >= RESUME_WITHIN {
                 let committed = self.committed.get(&partition);
                 findings.add(format!(
-                    "partition {partition}: nothing was committed in {PARTITION_WITHIN:?} without a fault; commit \
+                    "partition {partition}: nothing was committed in {RESUME_WITHIN:?} without a fault; commit \
                      {committed:?}, end {}",
                     self.ends[&partition]
                 ));

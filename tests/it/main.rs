@@ -15,6 +15,7 @@ mod full_disk;
 mod image_pending;
 mod images;
 mod ingest_faults;
+mod ingest_rebalance;
 mod ingest_support;
 mod json_lines;
 mod kafka_drain;

@@ -108,8 +108,10 @@ impl Poller {
                 partitions.push((key, ownership));
             }
         }
+        // Should the partition come back, it begins at the commit: a message from behind it must not be settled first.
+        self.held.retain(|(_, period)| !partitions.iter().any(|(_, leaving)| Arc::ptr_eq(period, leaving)));
         self.tell_partitions();
-        let deadline = Instant::now() + self.drain_timeout;
+        let deadline = Instant::now() + self.revoke_timeout;
         self.revocations.push(Revocation { list, drain: Drain::new(partitions, deadline) });
     }
 
@@ -124,6 +126,7 @@ impl Poller {
             if left > 0 {
                 tracing::warn!(posts = left, lost, "partitions went before these posts were settled; they come again");
             }
+            revocation.drain.partitions.iter().for_each(|(_, ownership)| ownership.depart());
             Callbacks::give_back(&self.consumer, &revocation.list);
         }
     }
