@@ -306,7 +306,6 @@ mod tests {
         let set = [
             "kafka.sasl_password=hunter2",
             "store.qdrant.api_key=hunter2",
-            "query.api_keys=[\"hunter2\"]",
             "kafka.oauth.client_secret=hunter2",
             "kafka.ssl_key_password=hunter2",
             "kafka.properties.ssl.keystore.password=hunter2",
@@ -334,11 +333,10 @@ mod tests {
         let cases = [
             (set("kafka.sasl_pasword=hunter2"), "kafka.sasl_pasword"),
             (set("kafka.sasl_password:hunter2"), "kafka.sasl_password"),
-            (set("query.api_keys=hunter2"), "query.api_keys"),
             (set("kafka.properties=hunter2"), "kafka.properties"),
             (set("store.qdrant.url=http://ada:hunter2@localhost:6334"), "store.qdrant.url"),
             (file("unquoted.toml", "[kafka]\nsasl_password = hunter2\n"), "line 2"),
-            (file("list.toml", "[query]\napi_keys = \"hunter2\"\n"), "query.api_keys"),
+            (file("list.toml", "[query]\napi_keys = [\"hunter2\"]\n"), "query.api_keys_file"),
             (file("table.toml", "[kafka]\nsasl_password = { value = \"hunter2\" }\n"), "kafka.sasl_password"),
         ];
         for (overrides, named) in cases {

@@ -76,6 +76,11 @@ pub struct Metrics {
     pub commits_failed: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
     pub searches: IntCounterVec,
+    /// HTTP requests where API keys are asked for, by the key's name and outcome (`accepted`, `rate_limited`; without a known
+    /// key, and so without a name, `unauthorized`).
+    pub api_requests: IntCounterVec,
+    /// Changes of the file of API keys, by outcome (`ok`, `failed`: the keys stayed as they were).
+    pub api_keys_reloads: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
     pub search_seconds: HistogramVec,
     /// Always 1; the labels tell the version.
@@ -159,6 +164,12 @@ impl Metrics {
             kafka_errors: make.counters("kafka_errors_total", "Errors that consumers got from the brokers.", &["kind"]),
             commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
+            api_requests: make.counters("api_requests_total", "HTTP requests by API key.", &["key", "outcome"]),
+            api_keys_reloads: make.counters(
+                "api_keys_reloads_total",
+                "Changes of the file of API keys.",
+                &["outcome"],
+            ),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
             build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),
             model_info: make.gauges(

@@ -23,10 +23,12 @@ use crate::metrics::Metrics;
 
 mod serve;
 
-pub use serve::serve;
+pub use serve::{Limits, serve};
 
-/// A client of the admin endpoints that has not sent its request by then is cut off.
-const ADMIN_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client of the admin endpoints that neither sends nor reads for so long is cut off.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Probes and scrapes are few.
+const ADMIN_CONNECTIONS: usize = 256;
 
 /// Section `[log]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -188,7 +190,9 @@ pub async fn start_admin(
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(Admin { metrics, health, shutdown });
-    tokio::spawn(serve(listener, router, ADMIN_HEADER_TIMEOUT, CancellationToken::new()));
+    let full = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
+    let limits = Limits { timeout: ADMIN_TIMEOUT, connections: ADMIN_CONNECTIONS, full };
+    tokio::spawn(serve(listener, router, limits, CancellationToken::new()));
     Ok(())
 }
 

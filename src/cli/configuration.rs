@@ -1,10 +1,16 @@
 //! `feedlens config`.
 
-use anyhow::Result;
+use std::io::Read as _;
+
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use crate::cli::output;
 use crate::config::Config;
+use crate::query::keys;
+
+/// Longer ones would not pass as a header.
+const MAX_KEY_BYTES: u64 = 4096;
 
 /// Show or check the configuration
 #[derive(Subcommand)]
@@ -13,6 +19,8 @@ pub enum Command {
     Show,
     /// Check the configuration; exit code 2 names what is wrong
     Check,
+    /// Read an API key from standard input and print its hash for query.api_keys_file
+    HashKey,
 }
 
 impl Command {
@@ -21,6 +29,14 @@ impl Command {
         match self {
             Command::Show => output::print(config.to_toml()?),
             Command::Check => output::print("the configuration is valid\n"),
+            Command::HashKey => {
+                let mut key = String::new();
+                std::io::stdin()
+                    .take(MAX_KEY_BYTES)
+                    .read_to_string(&mut key)
+                    .context("cannot read the key from stdin")?;
+                output::print(keys::hash(key.trim_end_matches(['\r', '\n']))? + "\n")
+            }
         }
     }
 }

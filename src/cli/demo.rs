@@ -159,10 +159,7 @@ impl Arguments {
 
 async fn serve(listener: Option<TcpListener>, search: &Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
     match listener {
-        Some(listener) => {
-            crate::query::http::run(listener, search.clone(), shutdown).await;
-            Ok(())
-        }
+        Some(listener) => crate::query::http::run(listener, search.clone(), shutdown).await,
         None => std::future::pending().await,
     }
 }

@@ -42,10 +42,7 @@ impl Arguments {
         });
         service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
         tracing::info!(listen = config.query.listen, "answering searches");
-        let served = async {
-            http::run(listener, search.clone(), shutdown.clone()).await;
-            Ok(())
-        };
+        let served = http::run(listener, search.clone(), shutdown.clone());
         let answered = async {
             match consumer {
                 Some(consumer) => kafka::run(&config.kafka, search.clone(), consumer, shutdown.clone()).await,

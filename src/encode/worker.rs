@@ -186,6 +186,30 @@ impl EncoderHandle {
         unit(self.text_features(text, priority).await?)
     }
 
+    /// The L2-normalised vectors of texts that somebody waits for, in their order. They go into the encoder together.
+    ///
+    /// # Errors
+    /// For each as [`Self::text`].
+    pub async fn texts(&self, texts: Vec<PreparedText>) -> Vec<Result<Vec<f32>, Fault>> {
+        let answers = {
+            let mut queues = self.shared.0.lock();
+            let now = Instant::now();
+            let closed = queues.closed;
+            let push = |input: PreparedText| {
+                let (reply, answer) = oneshot::channel();
+                let length = input.ids.len();
+                if !closed {
+                    queues.texts.push(Item { input, reply, _room: None }, length, Priority::Query, now);
+                }
+                answer
+            };
+            texts.into_iter().map(push).collect::<Vec<_>>()
+        };
+        self.shared.0.arrived.notify_one();
+        let answers = futures::future::join_all(answers).await.into_iter();
+        answers.map(|answer| unit(answer.unwrap_or_else(|_| Err(gone()))?)).collect()
+    }
+
     /// A picture's features as the graph gives them, not normalised.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ struct Asset {
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-const ASSETS: [Asset; 9] = [
+const ASSETS: [Asset; 12] = [
     Asset { path: "/", content_type: "text/html; charset=utf-8", content: include_str!("web/index.html") },
     Asset { path: "/style.css", content_type: "text/css; charset=utf-8", content: include_str!("web/style.css") },
     Asset { path: "/icon.svg", content_type: "image/svg+xml", content: include_str!("web/icon.svg") },
@@ -25,6 +25,9 @@ const ASSETS: [Asset; 9] = [
     Asset { path: "/cards.js", content_type: JAVASCRIPT, content: include_str!("web/cards.js") },
     Asset { path: "/live.js", content_type: JAVASCRIPT, content: include_str!("web/live.js") },
     Asset { path: "/picture.js", content_type: JAVASCRIPT, content: include_str!("web/picture.js") },
+    Asset { path: "/docs", content_type: "text/html; charset=utf-8", content: include_str!("web/docs.html") },
+    Asset { path: "/docs.css", content_type: "text/css; charset=utf-8", content: include_str!("web/docs.css") },
+    Asset { path: "/docs.js", content_type: JAVASCRIPT, content: include_str!("web/docs.js") },
     Asset { path: "/words.js", content_type: JAVASCRIPT, content: include_str!("web/words.js") },
 ];
 

@@ -53,6 +53,25 @@ impl QueryEncoder {
         self.encoder.handle.text(text, Priority::Query).await
     }
 
+    /// The L2-normalised vectors of texts, which go into the encoder together.
+    ///
+    /// # Errors
+    /// For each as [`Self::embed_topic`].
+    pub async fn embed_topics(&self, topics: &[&str]) -> Vec<Result<Vec<f32>, Fault>> {
+        let encode = |topic: &&str| self.encoder.tokenizer.encode(&self.captions.apply(topic));
+        let (texts, mut vectors): (Vec<_>, Vec<_>) = topics
+            .iter()
+            .map(encode)
+            .map(|text| match text {
+                Ok(text) => (Some(text), None),
+                Err(fault) => (None, Some(Err(fault))),
+            })
+            .unzip();
+        let mut encoded = self.encoder.handle.texts(texts.into_iter().flatten().collect()).await.into_iter();
+        vectors.iter_mut().filter(|vector| vector.is_none()).for_each(|vector| *vector = encoded.next());
+        vectors.into_iter().flatten().collect()
+    }
+
     /// The L2-normalised vector of a picture.
     ///
     /// # Errors

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::error::{Fault, Outage, Reason};
 
 /// The closed set of codes; each has one HTTP status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The request is not of the contract's shape.
     BadRequest,
@@ -23,6 +26,8 @@ pub enum ErrorCode {
     Unprocessable,
     /// Too many searches at a time.
     Overloaded,
+    /// More requests than this API key may send.
+    RateLimited,
     /// The store or the encoder is out of order, or took too long.
     Unavailable,
     /// A defect of this program.
@@ -40,6 +45,7 @@ impl ErrorCode {
             ErrorCode::TooLarge => "too_large",
             ErrorCode::Unprocessable => "unprocessable",
             ErrorCode::Overloaded => "overloaded",
+            ErrorCode::RateLimited => "rate_limited",
             ErrorCode::Unavailable => "unavailable",
             ErrorCode::Internal => "internal",
         }
@@ -54,7 +60,7 @@ impl ErrorCode {
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::TooLarge => 413,
             ErrorCode::Unprocessable => 422,
-            ErrorCode::Overloaded => 429,
+            ErrorCode::Overloaded | ErrorCode::RateLimited => 429,
             ErrorCode::Unavailable => 503,
             ErrorCode::Internal => 500,
         }
@@ -68,6 +74,22 @@ impl ErrorCode {
             _ => "rejected",
         }
     }
+}
+
+/// An error as it is answered.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorResponse<'a> {
+    /// What is wrong.
+    pub error: ErrorBody<'a>,
+}
+
+/// What is wrong.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody<'a> {
+    /// What kind.
+    pub code: ErrorCode,
+    /// One sentence for a person; names the thing and the way out.
+    pub message: &'a str,
 }
 
 /// A search without an answer.
@@ -100,7 +122,7 @@ impl SearchError {
 
     /// `{"error": {"code": "...", "message": "..."}}`
     pub fn to_json(&self) -> Value {
-        json!({"error": {"code": self.code.as_str(), "message": self.message}})
+        json!(ErrorResponse { error: ErrorBody { code: self.code, message: &self.message } })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Requests that come over Kafka: each is answered on the results topic, under its request id, whatever becomes of it.
+//! Requests that come over Kafka: each is answered under its request id, whatever becomes of it, in the topic that its
+//! `reply_to` names, or else in the results topic.
 //!
 //! A request is settled when its answer was acknowledged, so none is lost; after a crash the last few are answered again.
 
@@ -97,19 +98,38 @@ impl Worker {
     async fn settle(self: Arc<Self>, envelope: Envelope) -> Result<()> {
         let parsed = self.parse(&envelope).await;
         let request_id = parsed.request_id;
-        let result = match parsed.request {
+        let query = self.service.config();
+        let (topic, request) = match parsed.reply_to {
+            None => (query.results_topic.as_str(), parsed.request),
+            // Whoever may write requests must not choose where this worker writes.
+            Some(named) => match query.reply_topics.iter().find(|known| **known == named) {
+                Some(known) => (known.as_str(), parsed.request),
+                None => {
+                    let message = format!("reply_to is {named:?}, which is none of query.reply_topics of this worker");
+                    (query.results_topic.as_str(), Err(SearchError::bad_request(message)))
+                }
+            },
+        };
+        let result = match request {
             Ok(request) => self.search(request).await,
             Err(error) => {
                 self.service.count_rejected(service::Source::Kafka, &error);
                 Err(error)
             }
         };
-        let answer = self.send(&envelope, request_id.as_deref(), &answer(request_id.as_deref(), &result)).await;
-        match answer {
+        let send = async |topic, result| {
+            self.send(topic, &envelope, request_id.as_deref(), &answer(request_id.as_deref(), &result)).await
+        };
+        let results_topic = query.results_topic.as_str();
+        match send(topic, result).await {
             Err(Fault::Reject { reason: Reason::TooLarge, detail }) => {
                 let message = format!("the answer is too large to be sent, ask for a smaller top_k: {detail}");
-                let too_large = Err(SearchError::new(ErrorCode::TooLarge, message));
-                self.send(&envelope, request_id.as_deref(), &self::answer(request_id.as_deref(), &too_large)).await?;
+                send(topic, Err(SearchError::new(ErrorCode::TooLarge, message))).await?;
+            }
+            // A requester's topic that is gone holds up nobody else.
+            Err(Fault::Fatal(detail)) if topic != results_topic => {
+                tracing::warn!(detail, "an answer could not be sent to the topic of its requester");
+                send(results_topic, Err(SearchError::new(ErrorCode::Unprocessable, detail))).await?;
             }
             sent => sent?,
         }
@@ -131,7 +151,7 @@ impl Worker {
     async fn parse(&self, envelope: &Envelope) -> Parsed {
         let Some(payload) = envelope.payload.clone() else {
             let error = SearchError::bad_request("the message has no value; a request is a JSON object");
-            return Parsed { request_id: id_from_key(envelope), request: Err(error) };
+            return Parsed { request_id: id_from_key(envelope), reply_to: None, request: Err(error) };
         };
         let service = Arc::clone(&self.service);
         let parsing = tokio::task::spawn_blocking(move || SearchRequest::from_json(&payload, service.config()));
@@ -146,9 +166,14 @@ impl Worker {
     }
 
     /// Sends an answer, as often as it takes. The key is the request id, or else the request's own.
-    async fn send(&self, envelope: &Envelope, request_id: Option<&str>, answer: &[u8]) -> Result<(), Fault> {
+    async fn send(
+        &self,
+        topic: &str,
+        envelope: &Envelope,
+        request_id: Option<&str>,
+        answer: &[u8],
+    ) -> Result<(), Fault> {
         let key = request_id.map(str::as_bytes).or(envelope.key.as_deref());
-        let topic = &self.service.config().results_topic;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
             match self.producer.send(topic, key, Some(answer), &[]).await {

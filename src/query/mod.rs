@@ -6,20 +6,24 @@
 //! kafka  requests topic -> ... -> results topic -----+
 //! ```
 
+mod admission;
 mod assets;
+mod batch;
 pub mod cache;
 pub mod embed;
 pub mod error;
 pub mod http;
 pub mod kafka;
+pub mod keys;
 pub mod rank;
 pub mod request;
 pub mod service;
 pub mod stats;
 
-use crate::config::Secret;
-use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// Section `[query]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -27,6 +31,8 @@ use std::time::Duration;
 pub struct QueryConfig {
     /// Address of the page and the API.
     pub listen: String,
+    /// Connections at a time; a further one is answered 429.
+    pub max_connections: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
     /// Longest topic, in bytes of UTF-8.
@@ -42,11 +48,19 @@ pub struct QueryConfig {
     /// Searches at a time; a further one waits up to `max_wait`, then gets 429.
     #[serde(with = "humantime_serde")]
     pub max_wait: Duration,
+    /// Searches in one request.
+    pub max_batch: usize,
     /// A search that is not answered by then gets 503.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// API keys that may search; empty: no key is asked for.
-    pub api_keys: Vec<Secret>,
+    /// The API keys' names and hashes ([`keys`]); empty: no key is asked for.
+    pub api_keys_file: PathBuf,
+    /// Requests a second for each API key (0: no limit), and how many may come at once.
+    pub key_rate: u32,
+    /// Requests a second for each API key (0: no limit), and how many may come at once.
+    pub key_burst: u32,
+    /// Origins whose pages may read answers (CORS).
+    pub cors_origins: Vec<String>,
     /// Topic embeddings kept.
     pub cache_entries: usize,
     /// Answer requests that come over Kafka.
@@ -55,6 +69,8 @@ pub struct QueryConfig {
     pub requests_topic: String,
     /// Answer requests that come over Kafka.
     pub results_topic: String,
+    /// Further topics that a request may ask to be answered in (`reply_to`).
+    pub reply_topics: Vec<String>,
     /// Answer requests that come over Kafka.
     pub group: String,
 }
@@ -69,15 +85,37 @@ impl QueryConfig {
             self.max_top_k
         );
         anyhow::ensure!(self.max_concurrent >= 1, "query.max_concurrent must be at least 1");
-        anyhow::ensure!(
-            self.api_keys.iter().all(|key| !key.is_empty()),
-            "query.api_keys holds an empty key; leave the list empty to ask for none"
-        );
+        anyhow::ensure!(self.max_connections >= 1, "query.max_connections must be at least 1");
+        anyhow::ensure!(self.max_batch >= 1, "query.max_batch must be at least 1");
+        if self.key_rate > 0 {
+            keys::check_burst("query.key_burst", self.key_burst, self)?;
+        }
+        for origin in &self.cors_origins {
+            check_origin(origin)?;
+        }
+        if keys::is_set(&self.api_keys_file) {
+            keys::ApiKeys::open(self)?;
+        }
         anyhow::ensure!(
             self.requests_topic != self.results_topic,
             "query.requests_topic and query.results_topic are both {:?}; answers would be read as requests",
             self.requests_topic
         );
+        anyhow::ensure!(
+            !self.reply_topics.contains(&self.requests_topic),
+            "query.reply_topics holds {:?}, the topic of requests; answers would be read as requests",
+            self.requests_topic
+        );
         Ok(())
     }
+}
+
+/// An origin as browsers send it: scheme, host, and the port where it is not the scheme's own.
+fn check_origin(origin: &str) -> anyhow::Result<()> {
+    let same = url::Url::parse(origin).is_ok_and(|url| url.has_host() && url.origin().ascii_serialization() == origin);
+    anyhow::ensure!(
+        same,
+        "query.cors_origins holds {origin:?}; an origin is of the form https://host or https://host:port, without a path"
+    );
+    Ok(())
 }

@@ -13,10 +13,10 @@ use crate::query::error::{ErrorCode, SearchError};
 use crate::store::Filter;
 use crate::text::{self, nearest, shortened};
 
-const REQUEST_FIELDS: &[&str] = &["request_id", "topic", "image", "target", "top_k", "filter"];
-const IMAGE_FIELDS: &[&str] = &["base64", "url", "post_id"];
-const FILTER_FIELDS: &[&str] = &["lang", "author", "tags_any", "since", "until"];
-const PARAMETERS: &[&str] =
+pub(super) const REQUEST_FIELDS: &[&str] = &["request_id", "reply_to", "topic", "image", "target", "top_k", "filter"];
+pub(super) const IMAGE_FIELDS: &[&str] = &["base64", "url", "post_id"];
+pub(super) const FILTER_FIELDS: &[&str] = &["lang", "author", "tags_any", "since", "until"];
+pub(super) const PARAMETERS: &[&str] =
     &["q", "post_id", "target", "top_k", "lang", "author", "tag", "since", "until", "request_id"];
 /// Longest id, author, language or tag, in bytes: as long as the longest that a post may carry, and echoed in answers.
 const MAX_NAME_BYTES: usize = 256;
@@ -68,13 +68,30 @@ pub struct SearchRequest {
     pub filter: Filter,
 }
 
-/// A request, and the id under which even a bad one is answered.
+/// A request, and the id and place under which even a bad one is answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
     /// The `request_id`, where it could be read.
     pub request_id: Option<String>,
+    /// Over Kafka: the results topic that it asks for, where that could be read.
+    pub reply_to: Option<String>,
     /// The request, or what is wrong with it.
     pub request: Result<SearchRequest, SearchError>,
+}
+
+impl Parsed {
+    /// The request, where its sender waits for the answer and so needs no place for it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn without_reply_to(self) -> Result<SearchRequest, SearchError> {
+        match self.reply_to {
+            Some(_) => {
+                Err(SearchError::bad_request("reply_to is for requests over Kafka; here the answer comes back itself"))
+            }
+            None => self.request,
+        }
+    }
 }
 
 impl SearchRequest {
@@ -102,13 +119,14 @@ impl SearchRequest {
             Ok(fields) => fields,
             Err(error) => {
                 let error = SearchError::bad_request(format!("the request is not a JSON object: {error}"));
-                return Parsed { request_id: None, request: Err(error) };
+                return Parsed { request_id: None, reply_to: None, request: Err(error) };
             }
         };
-        let request_id = fields.name("request_id");
+        let (request_id, reply_to) = (fields.name("request_id"), fields.name("reply_to"));
         Parsed {
             request_id: request_id.clone().unwrap_or_default(),
-            request: request_id.and_then(|request_id| Self::from_fields(request_id, &fields, config)),
+            reply_to: reply_to.clone().unwrap_or_default(),
+            request: reply_to.and(request_id).and_then(|request_id| Self::from_fields(request_id, &fields, config)),
         }
     }
 

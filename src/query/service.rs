@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, point_id};
 use crate::query::QueryConfig;
+use crate::query::admission::{Kind, Place, Places};
 use crate::query::cache::TextCache;
 use crate::query::embed::QueryEncoder;
 use crate::query::error::{ErrorCode, SearchError};
@@ -19,7 +20,9 @@ use crate::query::request::{SearchRequest, Subject, Target};
 use crate::store::{Filter, Hit, SharedStore, StoredPoint, VectorName, VectorQuery};
 
 /// What a sender over capacity is told to wait.
-const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+pub(super) const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
+/// Topics of a batch that are encoded together: larger groups are hardly faster, and a single search waits for one to end.
+const TOGETHER: usize = 8;
 /// Longer side of thumbnails made for viewers: sharp on a card of a dense screen.
 const THUMBNAIL_PIXELS: u32 = 320;
 /// Thumbnails kept, some 12 kB each.
@@ -73,13 +76,13 @@ pub struct ServiceParts {
 /// Answers searches. Shared behind an [`Arc`] by the HTTP interface, the requests topic and the command line.
 pub struct SearchService {
     parts: ServiceParts,
-    permits: Semaphore,
+    places: Places,
     topics: TextCache<[f32]>,
     thumbnails: TextCache<str>,
 }
 
 /// The answer of design 1.5.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct SearchResponse {
     /// As the request gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,11 +98,12 @@ pub struct SearchResponse {
 }
 
 /// A post of the answer; what the post does not have is null.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct SearchHit {
     /// From 1.
     pub rank: usize,
     /// The feed's id of the post.
+    #[schema(value_type = String)]
     pub post_id: Value,
     /// Cosine similarity with the post's vector `matched`.
     pub score: f32,
@@ -108,19 +112,38 @@ pub struct SearchHit {
     /// `image` or `caption`: the post's vector that `score` speaks of.
     pub matched: &'static str,
     /// The post's text.
+    #[schema(value_type = Option<String>, required)]
     pub caption: Value,
     /// Whether its picture could not be had so far: the post is found by its caption alone.
     pub image_pending: bool,
     /// The post's picture: `url`, `path` or `inline` as the post had it, and `thumbnail` (a data URI) where one is kept.
+    #[schema(value_type = Option<HitImage>, required)]
     pub image: Value,
     /// Who wrote it.
+    #[schema(value_type = Option<String>, required)]
     pub author: Value,
     /// When.
+    #[schema(value_type = Option<String>, required)]
     pub created_at: Value,
     /// Its language.
+    #[schema(value_type = Option<String>, required)]
     pub lang: Value,
     /// Its tags.
+    #[schema(value_type = Option<Vec<String>>, required)]
     pub tags: Value,
+}
+
+/// A post's picture, as an answer describes it.
+#[derive(ToSchema)]
+pub struct HitImage {
+    /// Where the post says that it is.
+    pub url: Option<String>,
+    /// Its place below `images.root` of the ingest worker.
+    pub path: Option<String>,
+    /// It came inside the post.
+    pub inline: Option<bool>,
+    /// A small copy as a data URI; `/v1/thumbnail` makes one of others.
+    pub thumbnail: Option<String>,
 }
 
 /// A search's vector, and the stored post that it was taken from.
@@ -132,9 +155,9 @@ struct Embedded {
 impl SearchService {
     /// A service; nothing runs until it is asked.
     pub fn new(parts: ServiceParts) -> Arc<Self> {
-        let permits = Semaphore::new(parts.config.max_concurrent);
+        let places = Places::new(parts.config.max_concurrent);
         let topics = TextCache::new(parts.config.cache_entries);
-        Arc::new(Self { parts, permits, topics, thumbnails: TextCache::new(THUMBNAILS) })
+        Arc::new(Self { parts, places, topics, thumbnails: TextCache::new(THUMBNAILS) })
     }
 
     /// The limits in force.
@@ -176,7 +199,7 @@ impl SearchService {
     /// # Errors
     /// 422 where there is no such post or picture, or its source no longer has it; 429 and 503 as [`Self::search`].
     pub async fn thumbnail(&self, post_id: &str) -> Result<Arc<str>, SearchError> {
-        let _permit = self.permit(Source::Http).await?;
+        let _place = self.place(Kind::Single, Some(self.parts.config.max_wait)).await?;
         let timeout = self.parts.config.timeout;
         let made = tokio::time::timeout(timeout, self.find_thumbnail(post_id)).await;
         made.unwrap_or_else(|_| Err(too_slow("the picture", timeout)))
@@ -215,33 +238,30 @@ impl SearchService {
         source: Source,
         arrived: Instant,
     ) -> Result<SearchResponse, SearchError> {
-        let permit = self.permit(source).await;
+        // The topic is the queue of Kafka's requests: an error would only make their senders ask once more.
+        let place = match source {
+            Source::Kafka => self.place(Kind::Bulk, None).await,
+            Source::Http | Source::Cli => self.place(Kind::Single, Some(self.parts.config.max_wait)).await,
+        };
         self.observe("wait", arrived);
-        let _permit = permit?;
+        let _place = place?;
         let timeout = self.parts.config.timeout;
         tokio::time::timeout(timeout, self.answer(request, arrived))
             .await
             .unwrap_or_else(|_| Err(too_slow("the search", timeout)))
     }
 
-    async fn permit(&self, source: Source) -> Result<SemaphorePermit<'_>, SearchError> {
-        const NEVER_CLOSED: &str = "the semaphore is never closed. This is a bug.";
-        let permit = self.permits.acquire();
-        // The topic is the queue of Kafka's requests: an error would only make their senders ask once more.
-        if source == Source::Kafka {
-            return Ok(permit.await.expect(NEVER_CLOSED));
-        }
-        match tokio::time::timeout(self.parts.config.max_wait, permit).await {
-            Ok(permit) => Ok(permit.expect(NEVER_CLOSED)),
-            Err(_) => Err(SearchError::for_now(
+    pub(super) async fn place(&self, kind: Kind, max_wait: Option<Duration>) -> Result<Place, SearchError> {
+        self.places.take(kind, max_wait).await.map_err(|_| {
+            SearchError::for_now(
                 ErrorCode::Overloaded,
                 format!("{} searches are running already; try again in a moment", self.parts.config.max_concurrent),
                 OVERLOAD_DELAY,
-            )),
-        }
+            )
+        })
     }
 
-    async fn answer(&self, request: SearchRequest, arrived: Instant) -> Result<SearchResponse, SearchError> {
+    pub(super) async fn answer(&self, request: SearchRequest, arrived: Instant) -> Result<SearchResponse, SearchError> {
         let encoding = Instant::now();
         let embedded = self.embed(request.subject).await?;
         self.observe("encode", encoding);
@@ -307,6 +327,21 @@ impl SearchService {
         Ok(vector)
     }
 
+    /// Vectors of topics that are about to be asked for, encoded together and kept.
+    pub(super) async fn prepare_topics(&self, topics: &[&str]) {
+        let unknown = topics.iter().filter(|topic| self.topics.get(topic).is_none()).copied().collect::<Vec<_>>();
+        self.parts.metrics.embedding_cache.with_label_values(&["miss"]).inc_by(unknown.len() as u64);
+        for topics in unknown.chunks(TOGETHER.min(self.parts.config.cache_entries).max(1)) {
+            let vectors = self.parts.encoder.embed_topics(topics).await;
+            for (topic, vector) in topics.iter().zip(vectors) {
+                // Whoever asks for one that failed meets the error again.
+                if let Ok(vector) = vector {
+                    self.topics.put(topic, vector.into());
+                }
+            }
+        }
+    }
+
     async fn candidates(
         &self,
         embedded: &Embedded,
@@ -323,11 +358,11 @@ impl SearchService {
         Ok(hits)
     }
 
-    fn observe(&self, phase: &str, since: Instant) {
+    pub(super) fn observe(&self, phase: &str, since: Instant) {
         self.parts.metrics.search_seconds.with_label_values(&[phase]).observe(since.elapsed().as_secs_f64());
     }
 
-    fn count(&self, source: Source, error: Option<&SearchError>) {
+    pub(super) fn count(&self, source: Source, error: Option<&SearchError>) {
         let outcome = error.map_or("ok", |error| error.code.outcome());
         self.parts.metrics.searches.with_label_values(&[source.as_str(), outcome]).inc();
     }
@@ -359,7 +394,7 @@ impl SearchHit {
     }
 }
 
-fn too_slow(what: &str, timeout: Duration) -> SearchError {
+pub(super) fn too_slow(what: &str, timeout: Duration) -> SearchError {
     let message = format!("{what} was not answered within {}", humantime(timeout));
     SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
 }

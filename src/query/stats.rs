@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use utoipa::ToSchema;
 
 use crate::metrics::Metrics;
 use crate::query::service::SearchService;
@@ -24,23 +25,28 @@ const COUNT_INTERVAL_OF_DEMO: Duration = Duration::from_secs(1);
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The numbers at one moment. Those of ingest are null where no ingest runs in this process: its own `/metrics` has them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Snapshot {
     /// The model's id.
     pub model: String,
     /// Live posts in the store, about and a few seconds ago; null while the store does not answer.
+    #[schema(required)]
     pub posts: Option<u64>,
     /// Posts indexed each second, over the last 10 s: by the ingest of this process, or else as the store grew.
     pub posts_per_second: f64,
     /// Posts that the ingest of this process has indexed since its start.
+    #[schema(required)]
     pub indexed: Option<u64>,
     /// Posts that it has sent to the dead-letter topic.
+    #[schema(required)]
     pub dead_lettered: Option<u64>,
     /// Messages that it is behind the end of its partitions.
+    #[schema(required)]
     pub lag: Option<i64>,
     /// Searches since the start, from everywhere, whatever their outcome.
     pub searches: u64,
     /// Mean milliseconds of a search since the start; null before the first.
+    #[schema(required)]
     pub search_ms: Option<f64>,
 }
 

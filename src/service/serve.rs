@@ -1,6 +1,8 @@
-//! HTTP on a socket. As `axum::serve`, but a client that never ends its request's headers cannot hold a connection.
+//! HTTP on a socket. As `axum::serve`, but slow clients cannot hold connections: neither one that never ends its request's
+//! headers, nor one that does not read its answer, nor many that do nothing.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -8,22 +10,47 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
 /// Between attempts to accept while the system has no more connections to give.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+/// Connections beyond the limit that are told so at a time; of more, each is cut at once.
+const REFUSING: usize = 64;
+/// A connection beyond the limit has so long to ask, or to read that it may not.
+const REFUSING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves until `shutdown`, then until the requests under way are answered. A connection that is idle, or has not sent its
-/// headers whole, for `header_timeout` is closed. Dropping the future cuts all connections.
-pub async fn serve(listener: TcpListener, router: Router, header_timeout: Duration, shutdown: CancellationToken) {
+/// What clients may take.
+#[derive(Clone)]
+pub struct Limits {
+    /// A connection that is idle, has not sent its headers whole, or takes nothing of its answer for so long is cut.
+    pub timeout: Duration,
+    /// Connections at a time.
+    pub connections: usize,
+    /// What further ones are answered.
+    pub full: Router,
+}
+
+/// Serves until `shutdown`, then until the requests under way are answered. Dropping the future cuts all connections.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+    let open = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let refusing = Arc::new(Semaphore::new(REFUSING));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), header_timeout, shutdown.clone()));
+                    let connection = if let Ok(place) = Arc::clone(&open).try_acquire_owned() {
+                        Connection { stream, router: router.clone(), timeout: limits.timeout, _place: place }
+                    } else if let Ok(place) = Arc::clone(&refusing).try_acquire_owned() {
+                        Connection { stream, router: limits.full.clone(), timeout: REFUSING_TIMEOUT, _place: place }
+                    } else {
+                        continue;
+                    };
+                    connections.spawn(connection.serve(shutdown.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -37,18 +64,32 @@ pub async fn serve(listener: TcpListener, router: Router, header_timeout: Durati
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, router: Router, header_timeout: Duration, shutdown: CancellationToken) {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+struct Connection {
+    stream: TcpStream,
+    router: Router,
+    timeout: Duration,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve(self, shutdown: CancellationToken) {
+        // Small answers are written at once, and need not wait for company.
+        let _ = self.stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(self.stream);
+        stream.set_write_timeout(Some(self.timeout));
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.timeout);
+        let service = TowerToHyperService::new(self.router);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke off");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection broke off");
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod binary;
 mod bundles;
 mod captions;
@@ -44,6 +45,7 @@ mod search_http;
 mod search_kafka;
 mod signals;
 mod skip;
+mod slow_clients;
 mod store_behaviour;
 mod store_edge;
 mod store_limits;

@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 
 use crate::kafka_support::wait_until;
-use crate::query_support::{Worker, drawing, drawing_base64, post_of};
+use crate::query_support::{Worker, api_keys, drawing, drawing_base64, post_of};
 use crate::skip;
 
 /// A browser of its own, closed with the test.
@@ -281,11 +281,12 @@ async fn filters_narrow_and_nothing_found_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_are_told_and_can_be_tried_again() {
     let Some(browser) = Browser::open("en").await else { return };
-    let worker = Worker::start(&["query.api_keys=[\"open sesame\"]"]).await;
+    let (_file, keys) = api_keys(&[("page", "open-sesame-open", "")]);
+    let worker = Worker::start(&[&keys]).await;
     browser.client.goto(&format!("{}/?q=水果", worker.url)).await.expect("opens");
     browser.until("!document.getElementById('key').hidden").await;
     let key = browser.client.find(Locator::Id("key-value")).await.expect("the field");
-    key.send_keys(&format!("open sesame{}", Key::Enter)).await.expect("types");
+    key.send_keys(&format!("open-sesame-open{}", Key::Enter)).await.expect("types");
     browser.until_cards(5).await;
 
     let file = browser.client.find(Locator::Id("file")).await.expect("the file button");
@@ -300,7 +301,7 @@ async fn errors_are_told_and_can_be_tried_again() {
     browser.search_for("海").await;
     browser.until("!document.getElementById('retry').hidden && document.title.startsWith('海')").await;
     worker.shutdown.cancel();
-    worker.serving.await.expect("no panic");
+    worker.serving.await.expect("no panic").expect("ends well");
     browser.client.find(Locator::Id("retry")).await.expect("a button").click().await.expect("clicks");
     browser.until("document.getElementById('notice-title').textContent === 'The server does not answer'").await;
     browser.until("document.querySelector('.pulse').dataset.state === 'lost'").await;

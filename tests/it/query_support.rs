@@ -15,8 +15,8 @@ use feedlens::image::thumbnail::thumbnail;
 use feedlens::metrics::Metrics;
 use feedlens::post::{ImageSource, Post, point_id};
 use feedlens::query::embed::QueryEncoder;
-use feedlens::query::http;
 use feedlens::query::service::{ModelInfo, SearchService, ServiceParts};
+use feedlens::query::{http, keys};
 use feedlens::store::{self, ModelStamp, Order, Origin, Point, SharedStore, Write};
 use serde_json::Map;
 use tokio::net::TcpListener;
@@ -64,6 +64,22 @@ pub fn encoder() -> Encoder {
         .clone()
 }
 
+/// A file of API keys, one a name, and the assignment that names it.
+pub fn api_keys(entries: &[(&str, &str, &str)]) -> (tempfile::NamedTempFile, String) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    write_api_keys(file.path(), entries);
+    let set = format!("query.api_keys_file={}", file.path().display());
+    (file, set)
+}
+
+/// Puts other keys (name, key, further lines) into the file.
+pub fn write_api_keys(path: &std::path::Path, entries: &[(&str, &str, &str)]) {
+    let entry = |(name, key, more): &(&str, &str, &str)| {
+        format!("[{name}]\nhashes = [{:?}]\n{more}\n", keys::hash(key).expect("a good key"))
+    };
+    std::fs::write(path, entries.iter().map(entry).collect::<String>()).expect("written");
+}
+
 /// The file of a drawing.
 pub fn drawing(code: &str) -> std::path::PathBuf {
     root().join(format!("demo/images/{code}.png"))
@@ -96,7 +112,7 @@ pub struct Worker {
     pub service: Arc<SearchService>,
     pub store: SharedStore,
     pub shutdown: CancellationToken,
-    pub serving: JoinHandle<()>,
+    pub serving: JoinHandle<anyhow::Result<()>>,
     _folder: Option<tempfile::TempDir>,
 }
 

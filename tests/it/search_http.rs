@@ -190,28 +190,6 @@ async fn an_oversized_body_without_a_length_is_too_large_as_well() {
 }
 
 #[tokio::test]
-async fn with_keys_configured_only_a_known_key_may_search() {
-    let worker = Worker::start(&["query.api_keys=[\"k-one\", \"k-two\"]"]).await;
-    let url = format!("{}/v1/search?q=海", worker.url);
-    for (name, value, status) in [
-        ("x-other", "k-one", 401),
-        ("x-api-key", "k-on", 401),
-        ("x-api-key", "k-two", 200),
-        ("authorization", "Bearer k-one", 200),
-        ("authorization", "bearer k-one", 200),
-        ("authorization", "Basic k-one", 401),
-        ("authorization", "Bearer ", 401),
-    ] {
-        let response = client().get(&url).header(name, value).send().await.expect("an answer");
-        assert_eq!(response.headers().contains_key("www-authenticate"), status == 401);
-        let (found, answer) = read(response).await;
-        assert_eq!(found, status, "{name}: {value}: {answer}");
-    }
-    assert_eq!(worker.get("/v1/stats").await.0, 401);
-    assert_eq!(client().get(&worker.url).send().await.expect("the page").status().as_u16(), 200);
-}
-
-#[tokio::test]
 async fn beyond_the_limit_a_search_is_told_to_come_back_and_a_slow_one_ends() {
     let networks = "images.allow_networks=[\"127.0.0.0/8\"]";
     let limits = ["query.max_concurrent=1", "query.max_wait=50ms", "query.timeout=2s", networks];
@@ -330,7 +308,7 @@ async fn a_search_under_way_is_answered_before_the_end() {
     let ((status, answer), ()) = tokio::join!(asked, ending);
     assert_eq!((status, post_ids(&answer)[0].as_str()), (200, "demo:1f34e"), "{answer}");
     let served = tokio::time::timeout(Duration::from_secs(20), worker.serving).await;
-    served.expect("ends in time").expect("no panic");
+    served.expect("ends in time").expect("no panic").expect("ends well");
 }
 
 #[tokio::test]

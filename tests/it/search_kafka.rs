@@ -87,6 +87,62 @@ async fn every_request_is_answered_under_its_id() {
     drop(source);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_to_the_topic_that_its_request_names_if_that_is_allowed() {
+    // The last one is allowed, and yet there is no such topic.
+    let allowed = "query.reply_topics=[\"results.wall\", \"results.gone\"]";
+    let worker = Worker::start(&[allowed]).await;
+    let topics = [(REQUESTS, 1), (RESULTS, 1), ("results.wall", 1), ("results.secret", 1)];
+    let broker = EmbeddedBroker::start(&topics).expect("the broker starts");
+    let config = kafka_support::config(&broker.bootstrap());
+    let shutdown = CancellationToken::new();
+    let answering = {
+        let (config, service, shutdown) = (config.clone(), worker.service.clone(), shutdown.clone());
+        tokio::spawn(async move { kafka::run(&config, service, StatusSlot::default(), shutdown).await })
+    };
+    let producer = Producer::new(&config).expect("a producer");
+    for (id, reply_to, field) in [
+        ("plain", None, "topic"),
+        ("wall", Some("results.wall"), "topic"),
+        ("bad-for-wall", Some("results.wall"), "tpoic"),
+        ("secret", Some("results.secret"), "topic"),
+        ("gone", Some("results.gone"), "topic"),
+    ] {
+        let request = json!({"request_id": id, "reply_to": reply_to, field: "红苹果"}).to_string();
+        producer.send(REQUESTS, None, Some(request.as_bytes()), &[]).await.expect("the request is sent");
+    }
+    let topics = [RESULTS, "results.wall"].map(str::to_owned).to_vec();
+    let subscription = Subscription { topics, group: "asker".to_owned() };
+    let drain = Duration::from_secs(5);
+    let (source, mut results) =
+        Source::start(&config, subscription, ROOMY, drain, Arc::new(Metrics::new())).await.expect("starts");
+    let mut answers: BTreeMap<String, (String, Value)> = BTreeMap::new();
+    while answers.len() < 5 {
+        let envelope = receive(&mut results).await;
+        let answer: Value = serde_json::from_slice(envelope.payload.as_ref().expect("a value")).expect("JSON");
+        let id = answer["request_id"].as_str().expect("an id").to_owned();
+        answers.insert(id, (envelope.position.topic.to_string(), answer));
+        envelope.settle();
+    }
+    for (id, topic, says) in [
+        ("plain", RESULTS, None),
+        ("wall", "results.wall", None),
+        ("bad-for-wall", "results.wall", Some("tpoic")),
+        ("secret", RESULTS, Some("results.secret")),
+        ("gone", RESULTS, Some("results.gone")),
+    ] {
+        let (found, answer) = &answers[id];
+        assert_eq!((found.as_str(), answer.get("hits").is_some()), (topic, says.is_none()), "{id}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(says.unwrap_or_default()), "{id}: {answer}");
+    }
+    shutdown.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(30), answering).await;
+    ended.expect("ends in time").expect("no panic").expect("no error");
+    assert_eq!(messages_in(&config, "results.secret", 1).await, 0);
+    drop(source);
+}
+
 /// How many messages were ever written to a topic.
 async fn messages_in(config: &KafkaConfig, topic: &'static str, partitions: i32) -> i64 {
     let config = config.clone();

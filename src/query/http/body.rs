@@ -10,7 +10,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::App;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
-use crate::query::request::{Parsed, SearchRequest};
 use crate::query::service::humantime;
 
 /// Unit in which bodies are counted against the memory for them: one permit.
@@ -84,12 +83,12 @@ impl App {
         })
     }
 
-    pub(super) async fn parse(&self, bytes: Vec<u8>) -> Parsed {
+    pub(super) async fn parse<T: Send + 'static>(&self, bytes: Vec<u8>, parse: fn(&[u8], &QueryConfig) -> T) -> T {
         if bytes.len() <= INLINE_PARSE_BYTES {
-            return SearchRequest::from_json(&bytes, self.service.config());
+            return parse(&bytes, self.service.config());
         }
         let service = Arc::clone(&self.service);
-        tokio::task::spawn_blocking(move || SearchRequest::from_json(&bytes, service.config()))
+        tokio::task::spawn_blocking(move || parse(&bytes, service.config()))
             .await
             .expect("parsing does not panic. This is a bug.")
     }

@@ -1,35 +1,59 @@
-//! Who may ask: API keys.
+//! Who may ask, and from which pages: API keys with their rates, and CORS.
+
+use std::num::NonZeroU32;
 
 use axum::extract::{Request, State};
-use axum::http::HeaderValue;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use subtle::ConstantTimeEq as _;
+use tower_http::cors::CorsLayer;
 
 use super::App;
+use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
 
-pub(super) async fn check_key(State(app): State<App>, request: Request, next: Next) -> Response {
-    let keys = &app.service.config().api_keys;
-    if keys.is_empty() {
-        return next.run(request).await;
-    }
-    let headers = request.headers();
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Lets a request with a known key through, one request of its rate; the key goes along as an extension.
+pub(super) async fn check_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let Some(keys) = &app.keys else { return next.run(request).await };
+    let count = |name: &str, outcome| app.service.metrics().api_requests.with_label_values(&[name, outcome]).inc();
+    let message = match given(request.headers()) {
+        None => "an API key is needed: send it as \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\"",
+        Some(given) => match keys.find(given) {
+            None => "this API key is not known; the file query.api_keys_file has the hashes of those that are",
+            Some(key) => {
+                if let Err(error) = key.take(NonZeroU32::MIN) {
+                    count(key.name(), "rate_limited");
+                    return error.into_response();
+                }
+                count(key.name(), "accepted");
+                request.extensions_mut().insert(key);
+                return next.run(request).await;
+            }
+        },
+    };
+    count("", "unauthorized");
+    SearchError::new(ErrorCode::Unauthorized, message).into_response()
+}
+
+fn given(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
         let (scheme, key) = value.split_at_checked("Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
     });
-    let given = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
-    let message = match given {
-        None => "an API key is needed: send it as \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\"",
-        // All keys are compared whole, so that the time taken tells nothing of any of them.
-        Some(given)
-            if keys.iter().fold(0, |known, key| known | key.expose().as_bytes().ct_eq(given).unwrap_u8()) == 1 =>
-        {
-            return next.run(request).await;
-        }
-        Some(_) => "this API key is not known; query.api_keys lists those that are",
-    };
-    SearchError::new(ErrorCode::Unauthorized, message).into_response()
+    bearer.or_else(|| headers.get(API_KEY).map(HeaderValue::as_bytes))
+}
+
+/// Answers of the API to pages of `query.cors_origins`; `None`: to the page of this worker alone.
+pub(super) fn cors(config: &QueryConfig) -> Option<CorsLayer> {
+    let origins =
+        config.cors_origins.iter().map(|origin| origin.parse().expect("checked at the start. This is a bug."));
+    let layer = CorsLayer::new()
+        .allow_origin(origins.collect::<Vec<HeaderValue>>())
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, API_KEY])
+        .expose_headers([RETRY_AFTER]);
+    (!config.cors_origins.is_empty()).then_some(layer)
 }

@@ -1,0 +1,116 @@
+use super::*;
+use crate::config::{Config, Overrides};
+
+const ONE: &str = "one-key-of-some-length";
+const TWO: &str = "two-key-of-some-length";
+
+fn config(set: &[&str]) -> QueryConfig {
+    let set = set.iter().map(ToString::to_string).collect();
+    Config::load(&[], &Overrides { files: vec![], set }).expect("loads").query
+}
+
+fn entry(name: &str, keys: &[&str], more: &str) -> String {
+    let hashes = keys.iter().map(|key| hash(key).expect("a good key")).collect::<Vec<_>>();
+    format!("[{name}]\nhashes = {hashes:?}\n{more}\n")
+}
+
+fn keys(text: &str) -> ApiKeys {
+    ApiKeys { set: RwLock::new(KeySet::parse(text, &config(&[])).expect("parses")) }
+}
+
+fn name(keys: &ApiKeys, given: &str) -> Option<String> {
+    keys.find(given.as_bytes()).map(|key| key.name().to_owned())
+}
+
+#[test]
+fn keys_are_told_apart_by_name_and_one_name_may_have_two() {
+    let keys = keys(&(entry("a", &[ONE], "") + &entry("b", &[TWO, "the-next-key-of-b"], "")));
+    assert_eq!(name(&keys, ONE).as_deref(), Some("a"));
+    assert_eq!(name(&keys, TWO).as_deref(), Some("b"));
+    assert_eq!(name(&keys, "the-next-key-of-b").as_deref(), Some("b"));
+    for unknown in ["", "one-key-of-some-lengt", &hash(ONE).expect("a hash")] {
+        assert_eq!(name(&keys, unknown), None, "{unknown}");
+    }
+}
+
+#[test]
+fn the_hash_is_sha_256_in_hexadecimal() {
+    // FIPS 180-2, appendix B.2.
+    assert_eq!(
+        hash("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq").expect("a hash"),
+        "sha256:248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1"
+    );
+    assert!(hash("short").expect_err("short").to_string().contains("openssl rand"));
+    assert!(hash("with spaces in the key").is_err());
+}
+
+#[test]
+fn a_file_that_is_no_good_is_one_sentence_without_secrets() {
+    let good = entry("a", &[ONE], "");
+    for (text, says) in [
+        (String::new(), "no keys"),
+        ("a = 1".to_owned(), "line 1"),
+        (format!("[a]\nhashes = [\"{ONE}\"]"), "[a]: a hash is"),
+        (format!("[a]\nhashes = {ONE}"), "line 2"),
+        ("[a]\nhashes = []".to_owned(), "hashes is empty"),
+        (good.replace("sha256:", "sha256:+"), "a hash is"),
+        (good.replace("hashes", "hash"), "hash"),
+        (format!("{good}{}", entry("b", &[ONE], "")), "twice"),
+        (entry("\"a b\"", &[ONE], ""), "a name has"),
+        (entry("a", &[ONE], "rate = 5\nburst = 3"), "query.max_batch"),
+    ] {
+        let error = format!("{:#}", KeySet::parse(&text, &config(&[])).expect_err(says));
+        assert!(error.contains(says) && !error.contains(ONE), "{says}: {error}");
+    }
+}
+
+#[test]
+fn a_key_is_refused_beyond_its_rate_with_the_time_to_wait() {
+    let keys = keys(&entry("a", &[ONE], "rate = 2\nburst = 40"));
+    let key = keys.find(ONE.as_bytes()).expect("known");
+    let count = |count| NonZeroU32::new(count).expect("above 0");
+    key.take(count(30)).expect("within the burst");
+    let error = key.take(count(30)).expect_err("all or none");
+    assert_eq!((error.code, error.code.status()), (ErrorCode::RateLimited, 429));
+    let wait = error.retry_after.expect("a time").as_secs_f64();
+    assert!((9.0..=10.0).contains(&wait), "20 are missing at 2 a second: {wait}");
+    key.take(count(10)).expect("what is left");
+    let without = super::tests::keys(&entry("a", &[ONE], "")).find(ONE.as_bytes()).expect("known");
+    without.take(count(u32::MAX)).expect("no limit is set");
+}
+
+#[test]
+fn a_key_that_stays_the_same_keeps_what_it_has_used() {
+    let limited = "rate = 1\nburst = 40";
+    let keys = keys(&entry("a", &[ONE], limited));
+    let full = NonZeroU32::new(40).expect("above 0");
+    let old = keys.find(ONE.as_bytes()).expect("known");
+    old.take(full).expect("the burst");
+    let config = config(&[]);
+    keys.replace(KeySet::parse(&(entry("a", &[ONE], limited) + &entry("b", &[TWO], "")), &config).expect("parses"));
+    assert!(keys.find(ONE.as_bytes()).expect("known").take(full).is_err());
+    assert_eq!(name(&keys, TWO).as_deref(), Some("b"));
+    keys.replace(KeySet::parse(&entry("b", &[TWO], ""), &config).expect("parses"));
+    assert_eq!(name(&keys, ONE), None, "taken away");
+}
+
+#[test]
+fn a_change_counts_once_and_when_it_is_whole() {
+    let mut watched = Watched::default();
+    let mut look = |text: Result<&str, &str>| {
+        let text = text.map(str::to_owned).map_err(|error| anyhow::Error::msg(error.to_owned()));
+        watched.changed(text).map(|text| text.map_err(|error| error.to_string()))
+    };
+    assert_eq!(look(Ok("old")), None, "read at the start");
+    assert_eq!(look(Ok("old")), None);
+    assert_eq!(look(Ok("ne")), None, "perhaps half of it");
+    assert_eq!(look(Ok("new")), None);
+    assert_eq!(look(Ok("new")), Some(Ok("new".to_owned())));
+    assert_eq!(look(Ok("new")), None);
+    assert_eq!(look(Err("gone")), None, "between two files");
+    assert_eq!(look(Ok("new")), None);
+    assert_eq!(look(Ok("new")), None, "the same again");
+    assert_eq!(look(Err("gone")), None);
+    assert_eq!(look(Err("gone")), Some(Err("gone".to_owned())));
+    assert_eq!(look(Err("gone")), None, "told once");
+}
