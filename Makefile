@@ -1,9 +1,9 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
 BINARY := target/release/feedlens
-BENCHES := pipeline encoder tokenizer preprocess
+BENCHES := pipeline query encoder tokenizer preprocess
 
-.PHONY: help setup build demo test lint chaos fuzz bench bench-peers services services-stop
+.PHONY: help setup build demo test lint chaos fuzz fuzz-api bench bench-peers services services-stop
 
 help:
 	@echo "make demo [ONCE=1] [RATE=n]   try it: everything in one process, then the page on http://127.0.0.1:8080"
@@ -11,6 +11,7 @@ help:
 	@echo "make test                     all tests, on a real Kafka too"
 	@echo "make chaos SEED=n MINUTES=m [STORE=edge|qdrant]   faults of all kinds under load, then everything is compared"
 	@echo "make fuzz [TARGET=name] [MINUTES=n]   hostile bytes for what reads bytes of strangers (wants cargo-fuzz and nightly)"
+	@echo "make fuzz-api [EXAMPLES=n]    thousands of requests made of the API's own description, at the running demo"
 	@echo "make lint                     formatting, clippy, shell scripts"
 	@echo "make bench [BENCHES=name]     throughput of the pipe beside its bare parts, and of parts beside their peers"
 	@echo "make bench-peers [TORCH=1]    the Python packages that benches compare with; PyTorch's take gigabytes"
@@ -43,6 +44,10 @@ lint:
 fuzz: export MINUTES ?= 1
 fuzz:
 	@scripts/fuzz.sh
+
+fuzz-api: export EXAMPLES ?= 1500
+fuzz-api: build
+	@scripts/fuzz_api.sh
 
 bench: setup
 	@$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))
