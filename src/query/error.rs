@@ -16,6 +16,8 @@ pub enum ErrorCode {
     BadRequest,
     /// No API key, or none that is known.
     Unauthorized,
+    /// A page of another origin asks for what only its own pages may.
+    Forbidden,
     /// There is nothing at this address.
     NotFound,
     /// There is something at this address, for another method.
@@ -40,6 +42,7 @@ impl ErrorCode {
         match self {
             ErrorCode::BadRequest => "bad_request",
             ErrorCode::Unauthorized => "unauthorized",
+            ErrorCode::Forbidden => "forbidden",
             ErrorCode::NotFound => "not_found",
             ErrorCode::MethodNotAllowed => "method_not_allowed",
             ErrorCode::TooLarge => "too_large",
@@ -56,6 +59,7 @@ impl ErrorCode {
         match self {
             ErrorCode::BadRequest => 400,
             ErrorCode::Unauthorized => 401,
+            ErrorCode::Forbidden => 403,
             ErrorCode::NotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::TooLarge => 413,

@@ -175,6 +175,22 @@ async fn other_pages_may_read_answers_only_where_they_are_named() {
 }
 
 #[tokio::test]
+async fn other_pages_cannot_make_a_browser_send_what_they_may_not() {
+    let worker = Worker::start(&["query.cors_origins=[\"https://wall.example.org\"]"]).await;
+    for (site, origin, status) in [
+        ("cross-site", "https://evil.example.org", 403),
+        ("cross-site", "null", 403),
+        ("cross-site", "https://wall.example.org", 200),
+        ("same-origin", worker.url.as_str(), 200),
+        ("none", "null", 200),
+    ] {
+        let asked = client().post(format!("{}/v1/search", worker.url)).body("{\"topic\": \"海\"}");
+        let response = asked.header("sec-fetch-site", site).header("origin", origin).send().await;
+        assert_eq!(response.expect("an answer").status().as_u16(), status, "{site} {origin}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_is_answered_in_order_with_errors_in_their_places() {
     let worker = Worker::start(&[]).await;
     let ask = async |body: Value| {

@@ -41,6 +41,7 @@ mod real_kafka_start;
 mod replayed_topic;
 mod running;
 mod scripts;
+mod search_crash;
 mod search_http;
 mod search_kafka;
 mod signals;

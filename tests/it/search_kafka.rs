@@ -8,6 +8,7 @@ use feedlens::kafka::{EmbeddedBroker, KafkaConfig, Producer, Source, StatusSlot,
 use feedlens::metrics::Metrics;
 use feedlens::query::kafka;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::types::RDKafkaRespErr;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -89,11 +90,13 @@ async fn every_request_is_answered_under_its_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_goes_to_the_topic_that_its_request_names_if_that_is_allowed() {
-    // The last one is allowed, and yet there is no such topic.
+    // The last one is allowed here, but the brokers do not let anyone write to it.
     let allowed = "query.reply_topics=[\"results.wall\", \"results.gone\"]";
     let worker = Worker::start(&[allowed]).await;
     let topics = [(REQUESTS, 1), (RESULTS, 1), ("results.wall", 1), ("results.secret", 1)];
     let broker = EmbeddedBroker::start(&topics).expect("the broker starts");
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    broker.cluster().topic_error("results.gone", refused).expect("the broker refuses");
     let config = kafka_support::config(&broker.bootstrap());
     let shutdown = CancellationToken::new();
     let answering = {
@@ -144,7 +147,7 @@ async fn an_answer_goes_to_the_topic_that_its_request_names_if_that_is_allowed()
 }
 
 /// How many messages were ever written to a topic.
-async fn messages_in(config: &KafkaConfig, topic: &'static str, partitions: i32) -> i64 {
+pub async fn messages_in(config: &KafkaConfig, topic: &'static str, partitions: i32) -> i64 {
     let config = config.clone();
     let count = move || {
         let consumer = config.client_config().set("group.id", "reader").create::<BaseConsumer>().expect("a consumer");

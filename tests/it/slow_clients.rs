@@ -23,7 +23,7 @@ async fn kept_open(worker: &Worker) -> TcpStream {
 
 #[tokio::test]
 async fn beyond_the_limit_a_connection_is_told_so_and_later_let_in() {
-    let worker = Worker::empty(&["query.max_connections=2", "query.timeout=10m"]).await;
+    let worker = Worker::empty(&["query.max_connections=2", "query.timeout=10m", "query.kafka=false"]).await;
     let held = (kept_open(&worker).await, kept_open(&worker).await);
     let response = client().get(format!("{}/v1/stats", worker.url)).send().await.expect("an answer");
     assert_eq!(response.headers()["retry-after"], "1");

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -44,6 +44,22 @@ fn given(headers: &HeaderMap) -> Option<&[u8]> {
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
     });
     bearer.or_else(|| headers.get(API_KEY).map(HeaderValue::as_bytes))
+}
+
+/// Browsers send a plain POST for any page, and only keep the answer from it: where no key is asked for, that would be enough to
+/// change things and to keep the worker busy. Programs send no such header.
+pub(super) async fn refuse_other_pages(State(app): State<App>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is_other = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+    let is_named = || {
+        let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
+        app.service.config().cors_origins.iter().any(|named| Some(named.as_bytes()) == origin)
+    };
+    if request.method().is_safe() || !is_other || is_named() {
+        return next.run(request).await;
+    }
+    let message = "pages of other origins may not ask this; query.cors_origins names those that may";
+    SearchError::new(ErrorCode::Forbidden, message).into_response()
 }
 
 /// Answers of the API to pages of `query.cors_origins`; `None`: to the page of this worker alone.

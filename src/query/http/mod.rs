@@ -65,22 +65,23 @@ fn router(service: Arc<SearchService>, keys: Option<Arc<ApiKeys>>) -> Router {
     let bodies = body::memory(service.config());
     let app = App { stats: Arc::new(Stats::new(Arc::clone(&service))), service, keys, bodies };
     let (interface, description) = interface().split_for_parts();
-    let mut interface = interface.route_layer(from_fn_with_state(app.clone(), keys::check_key));
-    if let Some(cors) = keys::cors(app.service.config()) {
-        interface = interface.route_layer(cors);
-    }
+    let interface = interface
+        .route_layer(from_fn_with_state(app.clone(), keys::check_key))
+        .route_layer(from_fn_with_state(app.clone(), keys::refuse_other_pages));
     let description = openapi::served(&description, app.service.config());
-    assets::routes()
+    let router = assets::routes()
         .merge(interface)
         .merge(openapi::route(description))
         .fallback(async |uri: Uri| SearchError::new(ErrorCode::NotFound, format!("there is nothing at {}", uri.path())))
         .method_not_allowed_fallback(async || {
             SearchError::new(ErrorCode::MethodNotAllowed, "this address takes other methods; see the Allow header")
                 .into_response()
-        })
-        .layer(map_response(respond::add_headers))
-        .layer(from_fn(respond::answer_panics))
-        .with_state(app)
+        });
+    let router = match keys::cors(app.service.config()) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(map_response(respond::add_headers)).layer(from_fn(respond::answer_panics)).with_state(app)
 }
 
 /// The routes that a key opens, with their description.

@@ -194,6 +194,7 @@ fn close(schema: &mut Value) {
 fn errors(config: &QueryConfig) -> Vec<(String, Value)> {
     let mut errors = vec![
         (ErrorCode::BadRequest, "The request is not of the described shape"),
+        (ErrorCode::Forbidden, "A page of another origin, which `query.cors_origins` does not name"),
         (ErrorCode::TooLarge, "The body, the topic or the picture exceeds a limit"),
         (ErrorCode::Unprocessable, "The shape is right and yet it can never be answered"),
         (ErrorCode::Overloaded, "Too many requests at a time, or of this key; come back after `Retry-After` seconds"),
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!(schemas["Search"]["properties"]["top_k"]["maximum"], 7);
         assert_eq!(schemas["BatchBody"]["properties"]["searches"]["maxItems"], 3);
         let search = &open["paths"]["/v1/search"]["post"]["responses"];
-        assert_eq!(keys(search), names(["200", "400", "413", "422", "429", "503"]));
+        assert_eq!(keys(search), names(["200", "400", "403", "413", "422", "429", "503"]));
         assert_eq!((&open["openapi"], &open["security"]), (&json!("3.1.0"), &Value::Null));
 
         let file = tempfile::NamedTempFile::new().expect("a file");
