@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::error::Error;
+use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::client::{Client, ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -178,6 +179,36 @@ pub(super) struct ProducerCallbacks {
 impl ProducerCallbacks {
     pub(super) fn new(config: &KafkaConfig) -> Self {
         Self { oauth: config.oauth.clone(), reported: Arc::default() }
+    }
+
+    /// Gives an admin client its token: nobody polls the queue on which librdkafka would ask for it. Blocks.
+    ///
+    /// # Errors
+    /// The endpoint gives none, or librdkafka does not take it.
+    pub(super) fn authenticate(&self, client: &Client<Self>) -> Result<(), String> {
+        let token = self.oauth.token().map_err(|error| error.to_string())?;
+        let text = |text: String| CString::new(text).map_err(|error| error.to_string());
+        let (lifetime, principal, token) = (token.lifetime_ms, text(token.principal_name)?, text(token.token)?);
+        let mut reason = [0; 256];
+        // SAFETY: the client and the texts are alive; librdkafka copies the texts, and writes at most so many bytes of the
+        // reason, with a NUL at its end.
+        let code = unsafe {
+            sys::rd_kafka_oauthbearer_set_token(
+                client.native_ptr(),
+                token.as_ptr(),
+                lifetime,
+                principal.as_ptr(),
+                std::ptr::null_mut(),
+                0,
+                reason.as_mut_ptr(),
+                reason.len(),
+            )
+        };
+        match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            // SAFETY: written above, or still all NULs.
+            _ => Err(unsafe { CStr::from_ptr(reason.as_ptr()) }.to_string_lossy().into_owned()),
+        }
     }
 
     /// A message was acknowledged: the next error is news again.

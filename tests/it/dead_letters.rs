@@ -243,7 +243,7 @@ async fn an_origin_that_is_malformed_or_forged_is_rejected_and_can_be_replayed()
 }
 
 /// Dead letters of whatever lies in the posts topic, without a worker that judges it.
-async fn reject_all(config: &KafkaConfig, count: usize, detail: &str) -> Vec<Envelope> {
+pub async fn reject_all(config: &KafkaConfig, count: usize, detail: &str) -> Vec<Envelope> {
     let (source, mut envelopes, metrics) = start(config, ROOMY).await;
     let dead_letters = DeadLetters::new(config, metrics).expect("dead letters");
     let envelopes = receive_many(&mut envelopes, count).await;
@@ -325,7 +325,7 @@ async fn on_real_kafka_a_replayed_message_is_the_one_that_came_to_the_last_byte(
 }
 
 /// A topic of one partition without a message.
-async fn new_topic(config: &KafkaConfig, topic: &str, settings: &[(&str, &str)]) {
+pub async fn new_topic(config: &KafkaConfig, topic: &str, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> = config.client_config().create().expect("an admin client");
     let mut new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
     for (key, value) in settings {

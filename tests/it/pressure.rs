@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const POSTS: u64 = 100_000;
 
 /// 100,000 posts of a word or two, all in Kafka before the worker starts; how many of them it is given the time to index.
-/// Returns its memory then.
+/// Returns the most that it had in memory at any thousand.
 async fn tiny_posts(settings: &[&str], indexed: u64) -> Memory {
     // Four megabytes a partition: the embedded broker keeps five.
     let broker = EmbeddedBroker::start(&[("posts", 4), ("posts.dlq", 1)]).expect("a broker");
@@ -34,11 +34,13 @@ async fn tiny_posts(settings: &[&str], indexed: u64) -> Memory {
         }
     }
     let running = Running::ingest(&broker.bootstrap(), settings);
+    let mut memory = Memory::of(running.id());
     for thousand in 1..=indexed / 1_000 {
         wait_until("a thousand more", async || running.settled() >= thousand * 1_000).await;
         assert!(running.metric("feedlens_inflight_posts") <= 512.0);
+        let now = Memory::of(running.id());
+        memory = Memory { own: memory.own.max(now.own), peak: now.peak };
     }
-    let memory = Memory::of(running.id());
     println!("peak: {} MiB, own: {} MiB", memory.peak / MIB, memory.own / MIB);
     running.terminate();
     let (code, log) = running.end();

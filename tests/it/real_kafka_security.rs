@@ -21,6 +21,7 @@ use feedlens::metrics::Metrics;
 use serde_json::json;
 
 use crate::binary::feedlens;
+use crate::dead_letters::{new_topic, reject_all};
 use crate::kafka_support::{ROOMY, receive, start, wait_until};
 use crate::real_kafka::{create_topic, real_broker};
 
@@ -209,6 +210,36 @@ fn by_oauth(config: &KafkaConfig, token_url: String) -> KafkaConfig {
 
 fn authentication_errors(metrics: &Metrics) -> u64 {
     metrics.kafka_errors.with_label_values(&["authentication"]).get()
+}
+
+/// Nobody polls an admin client, which is how others are asked for their token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_by_oauth_is_told_that_a_topic_is_compacted() {
+    let Some(config) = real_broker("oauth-compacted") else { return };
+    create_topic(&config, &config.posts_topic, 1, &[("cleanup.policy", "compact")]).await;
+    new_topic(&config, &config.dead_letter_topic, &[]).await;
+    drop(reject_all(&config, 1, "on purpose").await);
+    let url = serve(Router::new().route("/token", post(give_token)).with_state(Arc::default())).await + "/token";
+    let config = by_oauth(&config, url);
+    let mut command = feedlens(&["dlq", "replay"]);
+    for (key, value) in [
+        ("brokers", config.brokers.as_str()),
+        ("posts_topic", &config.posts_topic),
+        ("dead_letter_topic", &config.dead_letter_topic),
+        ("security", &config.security),
+        ("ssl_ca", &config.ssl_ca.display().to_string()),
+        ("sasl_mechanism", &config.sasl_mechanism),
+        ("oauth.token_url", &config.oauth.token_url),
+        ("oauth.client_id", &config.oauth.client_id),
+        ("oauth.client_secret", config.oauth.client_secret.expose()),
+        ("oauth.scope", &config.oauth.scope),
+    ] {
+        command.args(["--set", &format!("kafka.{key}={value}")]);
+    }
+    let output = tokio::task::spawn_blocking(move || command.output().expect("runs")).await.expect("no panic");
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("is compacted"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -187,10 +187,16 @@ impl Reader {
 /// Brokers that do not tell whether the topic is compacted are taken at their word that it is not: not every client may
 /// ask.
 async fn check_cleanup_policy(config: &KafkaConfig, topic: &str) -> Result<(), Fault> {
-    let client: AdminClient<_> = config
-        .client_config()
-        .create_with_context(ProducerCallbacks::new(config))
-        .map_err(|error| fault_of_creation(&error))?;
+    let callbacks = ProducerCallbacks::new(config);
+    let client: AdminClient<_> =
+        config.client_config().create_with_context(callbacks.clone()).map_err(|error| fault_of_creation(&error))?;
+    if config.uses_oauth()
+        && let Err(reason) = tokio::task::block_in_place(|| callbacks.authenticate(client.inner()))
+    {
+        return Err(Fault::fatal(format!(
+            "the Kafka brokers are not asked whether topic {topic} is compacted: {reason}"
+        )));
+    }
     let options = AdminOptions::new().request_timeout(Some(POLICY_TIMEOUT));
     let answers = client.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await;
     let described = answers.and_then(|answers| {
