@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::routing::get;
+use chrono::DateTime;
 use feedlens::error::{Fault, Reason};
 use feedlens::ingest;
 use feedlens::kafka::Producer;
 use feedlens::post::point_id;
+use feedlens::store::{Order, Origin, Tombstone, Write};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -181,5 +183,29 @@ async fn delete_markers_go_when_they_are_old() {
     .await;
     assert_eq!(worker.metrics.delete_markers_purged.get(), 1);
     assert_eq!(bench.store.count().await.expect("counts"), 1);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_young_delete_marker_stays_when_old_ones_go() {
+    let bench = Bench::new(&[]).await;
+    let worker = bench.work();
+    bench.send("young", None).await;
+    worker.wait_for(1).await;
+    worker.stop().await;
+    let old = Write::Delete(Tombstone {
+        id: point_id("old"),
+        order: Order {
+            version: None,
+            source: Origin { topic: "posts".to_owned(), partition: 0, offset: 0, timestamp: 0 },
+        },
+        post_id: "old".to_owned(),
+        deleted_at: DateTime::UNIX_EPOCH,
+    });
+    bench.store.write(vec![old]).await.expect("writes");
+    let worker = bench.work();
+    wait_until("the old marker is purged", async || bench.stored("old").await.is_none()).await;
+    assert_eq!(bench.stored("young").await.expect("a marker").payload["deleted"], true);
+    assert_eq!(worker.metrics.delete_markers_purged.get(), 1);
     worker.stop().await;
 }
