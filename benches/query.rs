@@ -20,7 +20,9 @@ use feedlens::post::point_id;
 use feedlens::query::embed::QueryEncoder;
 use feedlens::query::http;
 use feedlens::query::service::{ModelInfo, SearchService, ServiceParts};
-use feedlens::store::{self, Filter, ModelStamp, Order, Origin, Point, SharedStore, VectorName, VectorQuery, Write};
+use feedlens::store::{
+    self, Filter, HitParts, ModelStamp, Order, Origin, Point, SharedStore, VectorName, VectorQuery, Write,
+};
 use load::{Client, Outcome};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -99,7 +101,7 @@ impl Bench {
         let service = SearchService::new(ServiceParts {
             encoder: query_encoder(),
             store: store.clone(),
-            model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
+            model: ModelInfo::from(&*encoder.bundle),
             config: config.query.clone(),
             metrics,
         });
@@ -128,9 +130,10 @@ impl Bench {
         let (mut bare, mut whole) = (Vec::new(), Vec::new());
         for pair in 0..PAIRS + PAIRS / 10 {
             let started = Instant::now();
-            let vector = self.encoder.embed_topic(&self.topic()).await.expect("encodes");
+            let vector = self.encoder.embed_topic(&self.topic()).await.expect("encodes").vector.to_vec();
             let limit = config.query.candidates;
-            let query = VectorQuery { vector, using: VectorName::Image, filter: Filter::default(), limit };
+            let (using, filter, with) = (VectorName::Image, Filter::default(), HitParts::default());
+            let query = VectorQuery { vector, using, filter, limit, with };
             let hits = self.store.search(query).await.expect("searches");
             let bare_time = milliseconds(started);
             assert_eq!(hits.len(), limit);

@@ -48,6 +48,46 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
         .map_err(|_| "write a time as \"2026-11-20T08:30:00Z\" or a day as \"2026-11-20\"".to_owned())
 }
 
+/// A language, as far as a short text shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Language {
+    /// At least half of its words are Chinese characters.
+    Chinese,
+    /// At least half of its words are of the letters A to Z.
+    English,
+    /// Anything else, and texts without a letter.
+    Other,
+}
+
+impl Language {
+    /// By script alone: each Chinese character (CJK ideograph) counts as a word, so does each Japanese kana, and so does each
+    /// run of other letters.
+    pub fn of(text: &str) -> Self {
+        let ideographs = text.chars().filter(|letter| is_ideograph(*letter)).count();
+        let kana = text.chars().filter(|letter| is_kana(*letter)).count();
+        let stops = |letter: char| is_ideograph(letter) || is_kana(letter) || !letter.is_alphabetic();
+        let runs = || text.split(stops).filter(|run| !run.is_empty());
+        let plain = runs().filter(|run| run.is_ascii()).count();
+        let words = ideographs + kana + runs().count();
+        match words {
+            0 => Self::Other,
+            _ if 2 * ideographs >= words => Self::Chinese,
+            _ if 2 * plain >= words => Self::English,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Hiragana and katakana.
+fn is_kana(letter: char) -> bool {
+    matches!(letter, '\u{3040}'..='\u{30ff}')
+}
+
+/// The unified ideographs of CJK and their extensions A to J, and the compatibility ones.
+fn is_ideograph(letter: char) -> bool {
+    matches!(letter, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}')
+}
+
 /// The known name that is most like one that is not known.
 ///
 /// # Panics
@@ -90,6 +130,26 @@ mod tests {
     fn a_time_is_rfc_3339_or_a_day() {
         assert_eq!(parse_time("2026-11-20"), parse_time("2026-11-20T08:00:00+08:00"));
         assert!(parse_time("yesterday").is_err_and(|said| said.contains("2026-11-20T08:30:00Z")));
+    }
+
+    #[test]
+    fn language_is_told_by_script() {
+        for (text, language) in [
+            ("海边的日落", Language::Chinese),
+            ("a flying animal", Language::English),
+            ("iPhone手机", Language::Chinese),
+            ("NBA 总决赛 2026", Language::Chinese),
+            ("the word 猫", Language::English),
+            ("夕焼けのビーチ", Language::Other),
+            ("красное яблоко", Language::Other),
+            ("été à la plage", Language::English),
+            ("süße Äpfel", Language::Other),
+            ("고양이", Language::Other),
+            ("🍎 2026!", Language::Other),
+            ("", Language::Other),
+        ] {
+            assert_eq!(Language::of(text), language, "{text}");
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub fn search_service(
     Ok(SearchService::new(ServiceParts {
         encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions)?,
         store: store.clone(),
-        model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
+        model: ModelInfo::from(&*encoder.bundle),
         config: config.query.clone(),
         metrics: metrics.clone(),
     }))

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use self::header::Header;
+use crate::encode::calibration::Calibration;
 use crate::encode::tokenizer::Tokenizer;
 use crate::image::resize::ConvertRgb;
 
@@ -64,6 +65,9 @@ pub struct Bundle {
     /// The folder that it was read from.
     #[serde(skip)]
     pub dir: PathBuf,
+    /// Thresholds below which nothing fits, where somebody has measured them.
+    #[serde(skip)]
+    pub calibration: Option<Calibration>,
 }
 
 fn vocab_txt() -> Option<String> {
@@ -188,7 +192,7 @@ impl Bundle {
     /// Names the folder, and the file, key or tensor at fault.
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("model.toml");
-        let bundle = if file.is_file() { Self::read(dir, &file)? } else { layout::load(dir)? };
+        let mut bundle = if file.is_file() { Self::read(dir, &file)? } else { layout::load(dir)? };
         ensure!(
             bundle.dimension > 0 && (1..=4096).contains(&bundle.resolution) && bundle.context_length >= 3,
             "in {}: dimension must be above 0, resolution 1 to 4096 and context_length at least 3",
@@ -199,6 +203,7 @@ impl Bundle {
             "in {}: std and logit_scale must be above 0",
             bundle.description().display()
         );
+        bundle.calibration = Calibration::read(dir)?;
         Ok(bundle)
     }
 

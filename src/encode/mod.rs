@@ -8,6 +8,7 @@
 pub mod batcher;
 pub mod buckets;
 pub mod bundle;
+pub mod calibration;
 pub mod check;
 pub mod encoder;
 pub mod onnx;

@@ -186,11 +186,11 @@ impl EncoderHandle {
         unit(self.text_features(text, priority).await?)
     }
 
-    /// The L2-normalised vectors of texts that somebody waits for, in their order. They go into the encoder together.
+    /// The features of texts that somebody waits for, in their order. They go into the encoder together.
     ///
     /// # Errors
-    /// For each as [`Self::text`].
-    pub async fn texts(&self, texts: Vec<PreparedText>) -> Vec<Result<Vec<f32>, Fault>> {
+    /// For each as [`Self::text_features`].
+    pub async fn texts_features(&self, texts: Vec<PreparedText>) -> Vec<Result<Vec<f32>, Fault>> {
         let answers = {
             let mut queues = self.shared.0.lock();
             let now = Instant::now();
@@ -207,7 +207,7 @@ impl EncoderHandle {
         };
         self.shared.0.arrived.notify_one();
         let answers = futures::future::join_all(answers).await.into_iter();
-        answers.map(|answer| unit(answer.unwrap_or_else(|_| Err(gone()))?)).collect()
+        answers.map(|answer| answer.unwrap_or_else(|_| Err(gone()))).collect()
     }
 
     /// A picture's features as the graph gives them, not normalised.

@@ -8,13 +8,32 @@ use tokio::sync::Semaphore;
 use crate::captions::CaptionsConfig;
 use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
-use crate::error::Fault;
+use crate::encode::{norm, normalise};
+use crate::error::{Fault, Reason};
 use crate::image::ImagesConfig;
 use crate::image::decode::{DecodeOptions, decode};
 use crate::image::fetch::ImageFetcher;
 use crate::image::picture::Picture;
 use crate::image::thumbnail;
 use crate::post::ImageSource;
+
+/// A topic as the model sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TopicVector {
+    /// L2-normalised.
+    pub vector: Arc<[f32]>,
+    /// Length of the features before they were normalised: models give longer ones to texts that they know well.
+    pub length: f32,
+}
+
+impl TopicVector {
+    fn of(features: Vec<f32>) -> Result<Self, Fault> {
+        let length = norm(&features).map(|length| length as f32);
+        let vector = normalise(features).map(Arc::from);
+        let none = || Fault::reject(Reason::EncodeFailed, "the encoder gave no finite, non-zero vector for the topic");
+        vector.zip(length).map(|(vector, length)| Self { vector, length }).ok_or_else(none)
+    }
+}
 
 /// Everything between a request's subject and its vector.
 pub struct QueryEncoder {
@@ -44,20 +63,21 @@ impl QueryEncoder {
         })
     }
 
-    /// The L2-normalised vector of a text.
+    /// The vector of a text.
     ///
     /// # Errors
     /// [`Fault::Reject`] where this very text has no finite vector, [`Fault::Retry`] where the encoder is gone.
-    pub async fn embed_topic(&self, topic: &str) -> Result<Vec<f32>, Fault> {
+    pub async fn embed_topic(&self, topic: &str) -> Result<TopicVector, Fault> {
         let text = self.encoder.tokenizer.encode(&self.captions.apply(topic))?;
-        self.encoder.handle.text(text, Priority::Query).await
+        let features = self.encoder.handle.text_features(text, Priority::Query).await?;
+        TopicVector::of(features)
     }
 
     /// The L2-normalised vectors of texts, which go into the encoder together.
     ///
     /// # Errors
     /// For each as [`Self::embed_topic`].
-    pub async fn embed_topics(&self, topics: &[&str]) -> Vec<Result<Vec<f32>, Fault>> {
+    pub async fn embed_topics(&self, topics: &[&str]) -> Vec<Result<TopicVector, Fault>> {
         let encode = |topic: &&str| self.encoder.tokenizer.encode(&self.captions.apply(topic));
         let (texts, mut vectors): (Vec<_>, Vec<_>) = topics
             .iter()
@@ -67,7 +87,8 @@ impl QueryEncoder {
                 Err(fault) => (None, Some(Err(fault))),
             })
             .unzip();
-        let mut encoded = self.encoder.handle.texts(texts.into_iter().flatten().collect()).await.into_iter();
+        let features = self.encoder.handle.texts_features(texts.into_iter().flatten().collect()).await;
+        let mut encoded = features.into_iter().map(|features| features.and_then(TopicVector::of));
         vectors.iter_mut().filter(|vector| vector.is_none()).for_each(|vector| *vector = encoded.next());
         vectors.into_iter().flatten().collect()
     }

@@ -15,8 +15,10 @@ pub mod error;
 pub mod http;
 pub mod kafka;
 pub mod keys;
+pub mod min_score;
 pub mod rank;
 pub mod request;
+pub mod response;
 pub mod service;
 pub mod stats;
 
@@ -24,6 +26,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use self::min_score::MinScore;
+use self::rank::fusion::FusionKind;
+use self::rank::transform::Transform;
 
 /// Section `[query]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -41,8 +47,22 @@ pub struct QueryConfig {
     pub max_top_k: usize,
     /// Largest top_k, and its default.
     pub top_k: usize,
-    /// The best candidates over which `probability` is a softmax; at least top_k are considered.
+    /// Largest offset.
+    pub max_offset: usize,
+    /// The best candidates over which `probability` is a softmax, and within which fusion and freshness order posts.
     pub candidates: usize,
+    /// How target "both" makes one ranking of two.
+    pub fusion: FusionKind,
+    /// Share of the pictures in fusion "weighted".
+    pub image_weight: f64,
+    /// Least cosine of a hit.
+    pub min_score: MinScore,
+    /// Whether posts with nearly the same picture become one hit.
+    pub fold: bool,
+    /// Pictures are nearly the same when the cosine of their vectors is at least this.
+    pub fold_similarity: f32,
+    /// Of the similarities, before `probability` and fusion.
+    pub transform: Transform,
     /// Searches at a time; a further one waits up to `max_wait`, then gets 429.
     pub max_concurrent: usize,
     /// Searches at a time; a further one waits up to `max_wait`, then gets 429.
@@ -84,6 +104,23 @@ impl QueryConfig {
             self.top_k,
             self.max_top_k
         );
+        anyhow::ensure!(
+            (1..=service::MAX_CANDIDATES).contains(&self.candidates),
+            "query.candidates ({}) must be between 1 and {}",
+            self.candidates,
+            service::MAX_CANDIDATES
+        );
+        anyhow::ensure!(
+            self.max_offset + self.max_top_k <= service::MAX_CANDIDATES,
+            "query.max_offset ({}) and query.max_top_k ({}) together must be at most {}, the most candidates of a search",
+            self.max_offset,
+            self.max_top_k,
+            service::MAX_CANDIDATES
+        );
+        for (key, value) in [("image_weight", self.image_weight), ("fold_similarity", f64::from(self.fold_similarity))]
+        {
+            anyhow::ensure!((0.0..=1.0).contains(&value), "query.{key} ({value}) must be from 0 to 1");
+        }
         anyhow::ensure!(self.max_concurrent >= 1, "query.max_concurrent must be at least 1");
         anyhow::ensure!(self.max_connections >= 1, "query.max_connections must be at least 1");
         anyhow::ensure!(self.max_batch >= 1, "query.max_batch must be at least 1");

@@ -1,33 +1,108 @@
-//! From the store's hits to the answer's order and numbers; pure.
+//! From the store's hits to the answer's order and numbers; pure. `docs/search.md` tells it with its measured effects.
 //!
-//! `score` is always one cosine, `probability` always a softmax of logit_scale x cosine:
+//! ```text
+//! candidates, block by block -> transform -> probability -> worth (one ranking, or two fused) -> freshness -> sort
+//!                            -> threshold -> fold near-duplicates -> page
+//! ```
 //!
-//! - target `image` or `caption`: candidates are the best `query.candidates` posts (at least `top_k`) that pass the
-//!   filter; the softmax runs over their cosines.
-//! - target `both`: each of the two rankings has its candidates and its softmax. The order is reciprocal rank fusion
-//!   (Cormack, Clarke and Buettcher, 2009): a post's worth is the sum over both rankings of 1 / (60 + rank). The
-//!   cosines of the two are never compared: pictures and texts lie apart in CLIP's space, so a caption's cosine with a
-//!   text is greater than any picture's. `score` is the cosine of the ranking in which the post stands higher (`image`
-//!   where they are equal), and `probability` the mean of the post's two softmax values, 0 where it is not a candidate:
-//!   it sums to 1 over the union of the candidates.
+//! A block is what a search of the store for a number of candidates gives beyond the blocks before it. Each has its own
+//! order, and a later one never changes an earlier one: pages of any size and offset are cuts of one list.
+//!
+//! - `score` is always one cosine. `probability` is always a softmax of logit_scale x (transformed) cosine over the first
+//!   block's candidates; a post behind them has its share relative to theirs.
+//! - One ranking: the order is that of the cosines.
+//! - Two rankings: see [`fusion`]. `score` is the cosine of the ranking in which the post stands higher (`image` where
+//!   they are equal), of those whose threshold it passes; `probability` the mean of the post's two softmax values, 0 where
+//!   it is not a candidate: it sums to 1 over the union of the candidates.
+//! - A threshold for each hit: a post below that of every ranking in which it stands is no hit. A threshold for the best hit:
+//!   where the first of a ranking is below it, nothing fits there, and the ranking counts for nothing.
 
-use std::collections::HashMap;
+pub mod fold;
+pub mod freshness;
+pub mod fusion;
+pub mod transform;
 
-use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use self::fold::Folder;
+use self::freshness::Freshness;
+use self::fusion::Fusion;
+use self::transform::{Band, Transform};
 use crate::store::{Hit, VectorName};
 
-/// The constant of reciprocal rank fusion; 60 is the value of its authors, in use ever since.
-const FUSION_CONSTANT: f64 = 60.0;
+/// How an answer is ranked.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The factor before the softmax.
+    pub logit_scale: f32,
+    /// Of the similarities.
+    pub transform: Transform,
+    /// How two rankings become one.
+    pub fusion: Fusion,
+    /// Preference for newer posts, and the present time.
+    pub freshness: Option<(Freshness, DateTime<Utc>)>,
+    /// Least cosines.
+    pub thresholds: Thresholds,
+    /// Pictures with at least this cosine are one hit.
+    pub fold: Option<f32>,
+    /// Hits wanted, those before the page included.
+    pub wanted: usize,
+}
 
-/// The best posts, and among how many they were found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ranking {
-    /// Number of distinct candidates over which the probabilities sum to 1.
-    pub candidates: usize,
-    /// Best first.
-    pub posts: Vec<Ranked>,
+/// A least cosine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Threshold {
+    /// Of every hit.
+    Each(f32),
+    /// Of the best one: whether anything fits at all.
+    Best(f32),
+}
+
+impl Threshold {
+    /// The number.
+    pub fn cosine(self) -> f32 {
+        match self {
+            Self::Each(cosine) | Self::Best(cosine) => cosine,
+        }
+    }
+}
+
+/// The thresholds of both rankings.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Thresholds {
+    /// Of cosines with pictures.
+    pub image: Option<Threshold>,
+    /// Of cosines with captions.
+    pub caption: Option<Threshold>,
+}
+
+impl Thresholds {
+    /// That of one ranking.
+    pub fn of(&self, using: VectorName) -> Option<Threshold> {
+        match using {
+            VectorName::Image => self.image,
+            VectorName::Caption => self.caption,
+        }
+    }
+
+    /// Whether no post behind these hits, best first, can be one.
+    pub fn end(&self, using: VectorName, hits: &[Hit]) -> bool {
+        match self.of(using) {
+            None => false,
+            Some(Threshold::Each(least)) => hits.last().is_some_and(|hit| hit.score < least),
+            Some(Threshold::Best(least)) => hits.first().is_some_and(|hit| hit.score < least),
+        }
+    }
+
+    fn passes(&self, using: VectorName, score: f32) -> bool {
+        match self.of(using) {
+            Some(Threshold::Each(least)) => score >= least,
+            Some(Threshold::Best(_)) | None => true,
+        }
+    }
 }
 
 /// A post of the answer.
@@ -41,176 +116,182 @@ pub struct Ranked {
     pub matched: VectorName,
     /// Share of this post among the candidates, 0 to 1; see the module's text.
     pub probability: f64,
-    /// The stored payload.
-    pub payload: Map<String, Value>,
+    /// Further posts with the same picture.
+    pub folded: usize,
+    /// The best of them, at most [`fold::NAMED`].
+    pub folded_ids: Vec<Uuid>,
 }
 
-/// Softmax of `logit_scale * score`, in f64, with the greatest logit subtracted first so that nothing overflows.
-pub fn softmax(scores: &[f32], logit_scale: f32) -> Vec<f64> {
-    let logits: Vec<f64> = scores.iter().map(|score| f64::from(*score) * f64::from(logit_scale)).collect();
-    let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = logits.iter().map(|logit| (logit - greatest).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / total).collect()
+/// Softmax of `logit_scale * similarity` in f64, with the greatest logit subtracted first so that nothing overflows.
+#[derive(Debug)]
+pub struct Softmax {
+    logit_scale: f64,
+    greatest: f64,
+    total: f64,
 }
 
-/// The best `top_k` of one ranking; `hits` are the candidates, best first.
-pub fn single(hits: Vec<Hit>, using: VectorName, logit_scale: f32, top_k: usize) -> Ranking {
-    let candidates = hits.len();
-    let mut posts = with_probability(hits, using, logit_scale);
-    posts.truncate(top_k);
-    Ranking { candidates, posts }
-}
-
-/// The best `top_k` of two rankings, fused; both are candidates, best first.
-pub fn fused(image: Vec<Hit>, caption: Vec<Hit>, logit_scale: f32, top_k: usize) -> Ranking {
-    struct Entry {
-        worth: f64,
-        best_rank: usize,
-        post: Ranked,
+impl Softmax {
+    /// Over these similarities.
+    pub fn over(similarities: impl Iterator<Item = f64> + Clone, logit_scale: f32) -> Self {
+        let logit_scale = f64::from(logit_scale);
+        let greatest = similarities.clone().fold(f64::NEG_INFINITY, f64::max);
+        let total = similarities.map(|similarity| (logit_scale * (similarity - greatest)).exp()).sum();
+        Self { logit_scale, greatest, total }
     }
-    let mut entries: HashMap<Uuid, Entry> = HashMap::with_capacity(image.len() + caption.len());
-    for (hits, using) in [(image, VectorName::Image), (caption, VectorName::Caption)] {
-        for (rank, mut post) in with_probability(hits, using, logit_scale).into_iter().enumerate() {
-            post.probability /= 2.0;
-            let worth = 1.0 / (FUSION_CONSTANT + (rank + 1) as f64);
-            match entries.get_mut(&post.id) {
+
+    /// The share of one of them.
+    pub fn share(&self, similarity: f64) -> f64 {
+        (self.logit_scale * (similarity - self.greatest)).exp() / self.total
+    }
+}
+
+/// What the first block says of a ranking.
+#[derive(Debug)]
+struct List {
+    band: Band,
+    softmax: Softmax,
+    fits: bool,
+}
+
+/// Takes blocks of candidates, gives the hits in their order.
+pub struct Ranker {
+    options: Options,
+    lists: HashMap<VectorName, List>,
+    newest: Option<DateTime<Utc>>,
+    seen: HashSet<Uuid>,
+    candidates: Option<usize>,
+    folder: Folder<Ranked>,
+}
+
+struct Entry {
+    post: Ranked,
+    worth: f64,
+    best_rank: usize,
+    passes: bool,
+    created_at: Option<DateTime<Utc>>,
+    image: Option<Vec<f32>>,
+}
+
+impl Ranker {
+    /// `without`: the post that is searched by, no hit of its own search.
+    pub fn new(options: Options, without: Option<Uuid>) -> Self {
+        let folder = Folder::new(options.fold, options.wanted);
+        let seen = without.into_iter().collect();
+        Self { options, lists: HashMap::new(), newest: None, seen, candidates: None, folder }
+    }
+
+    /// The hits of one or two rankings, each the best of its ranking; those of earlier blocks are passed over.
+    pub fn add(&mut self, lists: Vec<(VectorName, Vec<Hit>)>) {
+        let mut entries: HashMap<Uuid, Entry> = HashMap::new();
+        let fused = lists.len() > 1;
+        for (using, mut hits) in lists {
+            hits.retain(|hit| !self.seen.contains(&hit.id));
+            // Among equals, the stores' own orders differ.
+            hits.sort_by(|left, right| right.score.total_cmp(&left.score).then_with(|| left.id.cmp(&right.id)));
+            self.add_list(&mut entries, using, hits, fused);
+        }
+        self.candidates.get_or_insert(entries.len());
+        let mut entries: Vec<Entry> = entries.into_values().collect();
+        self.prefer_new(&mut entries);
+        entries.retain(|entry| entry.passes);
+        // The others may yet come in the other ranking, and pass there.
+        self.seen.extend(entries.iter().map(|entry| entry.post.id));
+        // Ties are common in fused rankings (the second of one against the second of the other): without the further keys
+        // the order would change from call to call with the map's seed.
+        entries.sort_by(|left, right| {
+            let (first, second) = (&left.post, &right.post);
+            right
+                .worth
+                .total_cmp(&left.worth)
+                .then_with(|| second.probability.total_cmp(&first.probability))
+                .then_with(|| first.id.cmp(&second.id))
+        });
+        for entry in entries {
+            self.folder.add(entry.post.id, entry.post, entry.image);
+        }
+    }
+
+    fn add_list(&mut self, entries: &mut HashMap<Uuid, Entry>, using: VectorName, hits: Vec<Hit>, fused: bool) {
+        let Options { logit_scale, transform, fusion, thresholds, .. } = self.options;
+        let list = self.lists.entry(using).or_insert_with(|| {
+            let band = Band::of(hits.iter().map(|hit| f64::from(hit.score)));
+            let similarities = hits.iter().map(|hit| transform.apply(f64::from(hit.score), &band));
+            let fits = match thresholds.of(using) {
+                Some(Threshold::Best(least)) => hits.first().is_some_and(|hit| hit.score >= least),
+                Some(Threshold::Each(_)) | None => true,
+            };
+            List { band, softmax: Softmax::over(similarities, logit_scale), fits }
+        });
+        let fits = list.fits;
+        let similarities: Vec<f64> = hits.iter().map(|hit| transform.apply(f64::from(hit.score), &list.band)).collect();
+        for (rank, (hit, similarity)) in hits.into_iter().zip(similarities).enumerate() {
+            let share = list.softmax.share(similarity);
+            let probability = share * if fused { 0.5 } else { 1.0 };
+            let worth = match fused {
+                true if !fits => 0.0,
+                true => fusion.worth(using == VectorName::Image, rank, share),
+                false => similarity,
+            };
+            let passes = fits && thresholds.passes(using, hit.score);
+            match entries.get_mut(&hit.id) {
                 Some(entry) => {
                     entry.worth += worth;
-                    entry.post.probability += post.probability;
-                    if rank < entry.best_rank {
-                        entry.best_rank = rank;
-                        entry.post.score = post.score;
-                        entry.post.matched = post.matched;
+                    entry.post.probability += probability;
+                    if (passes, entry.best_rank) > (entry.passes, rank) {
+                        (entry.best_rank, entry.passes) = (rank, passes);
+                        (entry.post.score, entry.post.matched) = (hit.score, using);
                     }
                 }
                 None => {
-                    entries.insert(post.id, Entry { worth, best_rank: rank, post });
+                    let created_at = hit.payload.get("created_at").and_then(|time| time.as_str());
+                    let entry = Entry {
+                        worth,
+                        best_rank: rank,
+                        passes,
+                        created_at: created_at.and_then(|time| crate::text::parse_time(time).ok()),
+                        image: hit.image,
+                        post: Ranked {
+                            id: hit.id,
+                            score: hit.score,
+                            matched: using,
+                            probability,
+                            folded: 0,
+                            folded_ids: Vec::new(),
+                        },
+                    };
+                    entries.insert(hit.id, entry);
                 }
             }
         }
     }
-    let mut entries: Vec<Entry> = entries.into_values().collect();
-    // Ties are common (the second of one ranking against the second of the other): without the further keys the order
-    // would change from call to call with the map's seed.
-    entries.sort_by(|left, right| {
-        right
-            .worth
-            .total_cmp(&left.worth)
-            .then_with(|| right.post.probability.total_cmp(&left.post.probability))
-            .then_with(|| left.post.id.cmp(&right.post.id))
-    });
-    let candidates = entries.len();
-    entries.truncate(top_k);
-    Ranking { candidates, posts: entries.into_iter().map(|entry| entry.post).collect() }
-}
 
-fn with_probability(hits: Vec<Hit>, using: VectorName, logit_scale: f32) -> Vec<Ranked> {
-    let scores: Vec<f32> = hits.iter().map(|hit| hit.score).collect();
-    let probabilities = softmax(&scores, logit_scale);
-    hits.into_iter()
-        .zip(probabilities)
-        .map(|(hit, probability)| Ranked {
-            id: hit.id,
-            score: hit.score,
-            matched: using,
-            probability,
-            payload: hit.payload,
-        })
-        .collect()
+    fn prefer_new(&mut self, entries: &mut [Entry]) {
+        let Some((freshness, now)) = self.options.freshness else { return };
+        let times = || entries.iter().filter_map(|entry| Some(entry.created_at?.min(now)));
+        let newest = *self.newest.get_or_insert_with(|| times().max().unwrap_or(now));
+        let relevance = Band::of(entries.iter().map(|entry| entry.worth));
+        for entry in entries {
+            let fresh = freshness.of(entry.created_at, Some(newest));
+            entry.worth = freshness.blend(relevance.place(entry.worth), fresh);
+        }
+    }
+
+    /// Whether there are as many hits as are wanted.
+    pub fn is_full(&self) -> bool {
+        self.folder.is_full()
+    }
+
+    /// Number of distinct candidates over which the probabilities sum to 1.
+    pub fn candidates(&self) -> usize {
+        self.candidates.unwrap_or(0)
+    }
+
+    /// The hits from `offset` on, best first.
+    pub fn finish(self, offset: usize) -> Vec<Ranked> {
+        let groups = self.folder.finish().into_iter().skip(offset);
+        groups.map(|group| Ranked { folded: group.folded, folded_ids: group.folded_ids, ..group.first }).collect()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn hits(scores: &[(u128, f32)]) -> Vec<Hit> {
-        scores.iter().map(|(id, score)| Hit { id: Uuid::from_u128(*id), score: *score, payload: Map::new() }).collect()
-    }
-
-    fn ids(ranked: &[Ranked]) -> Vec<u128> {
-        ranked.iter().map(|post| post.id.as_u128()).collect()
-    }
-
-    /// A ranking as a store gives it: distinct ids, scores falling.
-    fn ranking() -> impl Strategy<Value = Vec<Hit>> {
-        proptest::collection::btree_map(0u128..40, -1.0f32..1.0, 0..30).prop_map(|posts| {
-            let mut posts: Vec<(u128, f32)> = posts.into_iter().collect();
-            posts.sort_by(|left, right| right.1.total_cmp(&left.1));
-            hits(&posts)
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn softmax_is_a_distribution_that_keeps_the_order(
-            scores in proptest::collection::vec(-1.0f32..1.0, 1..200), logit_scale in 1.0f32..1000.0,
-        ) {
-            let probabilities = softmax(&scores, logit_scale);
-            prop_assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-            for (left, right) in scores.iter().zip(&probabilities) {
-                prop_assert!(right.is_finite() && *right >= 0.0);
-                for (other, probability) in scores.iter().zip(&probabilities) {
-                    prop_assert!(left <= other || right >= probability);
-                }
-            }
-        }
-
-        #[test]
-        fn fused_probabilities_sum_to_one_over_the_union(image in ranking(), caption in ranking()) {
-            let rankings = [&image, &caption].iter().filter(|hits| !hits.is_empty()).count();
-            let all = fused(image, caption, 20.0, usize::MAX).posts;
-            let total: f64 = all.iter().map(|post| post.probability).sum();
-            // An empty ranking has nothing to share: its half is missing.
-            prop_assert!((total - rankings as f64 / 2.0).abs() < 1e-9, "{total}");
-        }
-
-        #[test]
-        fn a_post_ahead_in_both_rankings_is_ahead_in_the_fusion(image in ranking(), caption in ranking()) {
-            let rank = |hits: &[Hit], id| hits.iter().position(|hit| hit.id == id).unwrap_or(usize::MAX);
-            let all = fused(image.clone(), caption.clone(), 20.0, usize::MAX).posts;
-            for (index, first) in all.iter().enumerate() {
-                for second in &all[index + 1..] {
-                    prop_assert!(
-                        !(rank(&image, second.id) < rank(&image, first.id)
-                            && rank(&caption, second.id) < rank(&caption, first.id))
-                    );
-                }
-            }
-        }
-
-        #[test]
-        fn fusion_is_the_same_each_time_and_holds_each_post_once(image in ranking(), caption in ranking()) {
-            let once = fused(image.clone(), caption.clone(), 20.0, 10);
-            prop_assert_eq!(&once, &fused(image, caption, 20.0, 10));
-            let distinct: std::collections::BTreeSet<u128> = ids(&once.posts).into_iter().collect();
-            prop_assert_eq!(distinct.len(), once.posts.len());
-        }
-    }
-
-    #[test]
-    fn probability_is_over_all_candidates_and_not_over_the_hits_shown() {
-        let ranked = single(hits(&[(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5)]), VectorName::Image, 100.0, 2).posts;
-        assert_eq!(ids(&ranked), [1, 2]);
-        assert!(ranked.iter().all(|post| (post.probability - 0.25).abs() < 1e-12), "{ranked:?}");
-    }
-
-    #[test]
-    fn softmax_follows_its_formula() {
-        let probabilities = softmax(&[0.30, 0.28], 100.0);
-        let expected = 1.0 / (1.0 + (-2.0f64).exp());
-        assert!((probabilities[0] - expected).abs() < 1e-6, "{probabilities:?}");
-        assert!(softmax(&[], 100.0).is_empty());
-    }
-
-    #[test]
-    fn fusion_is_by_rank_and_the_score_names_its_vector() {
-        // Post 2 is second in both (2/62); 1 and 3 are first in one only (1/61).
-        let ranked = fused(hits(&[(1, 0.3), (2, 0.2)]), hits(&[(3, 0.9), (2, 0.8)]), 1.0, 5).posts;
-        assert_eq!(ids(&ranked)[0], 2);
-        assert_eq!((ranked[0].matched, ranked[0].score), (VectorName::Image, 0.2));
-        let third = ranked.iter().find(|post| post.id == Uuid::from_u128(3)).expect("post 3 is there");
-        assert_eq!((third.matched, third.score), (VectorName::Caption, 0.9));
-    }
-}
+mod tests;

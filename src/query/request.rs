@@ -1,29 +1,50 @@
 //! A search as it is asked for (design 1.5): JSON or URL parameters, parsed and checked against the limits.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
+mod checks;
+mod fields;
+mod parameters;
 
-use chrono::{DateTime, Utc};
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use std::time::Duration;
+
+use serde::de::DeserializeSeed as _;
 use serde_json::value::RawValue;
 
+use self::checks::{SHOWN, check_range, check_topic, choice, number, truth, whole};
+use self::fields::{Fields, FieldsOf, REQUEST, nested};
+#[cfg(test)]
+pub(super) use self::parameters::PARAMETERS;
 use crate::post::ImageSource;
 use crate::query::QueryConfig;
-use crate::query::error::{ErrorCode, SearchError};
+use crate::query::error::SearchError;
+use crate::query::min_score::MinScore;
+use crate::query::rank::freshness::Freshness;
+use crate::query::rank::fusion::{Fusion, FusionKind};
+use crate::query::rank::transform::Transform;
 use crate::store::Filter;
-use crate::text::{self, nearest, shortened};
+use crate::text::shortened;
 
-pub(super) const REQUEST_FIELDS: &[&str] = &["request_id", "reply_to", "topic", "image", "target", "top_k", "filter"];
+pub(super) const REQUEST_FIELDS: &[&str] = &[
+    "request_id",
+    "reply_to",
+    "topic",
+    "image",
+    "target",
+    "top_k",
+    "offset",
+    "fusion",
+    "image_weight",
+    "filter",
+    "min_score",
+    "freshness",
+    "fold",
+    "transform",
+];
 pub(super) const IMAGE_FIELDS: &[&str] = &["base64", "url", "post_id"];
-pub(super) const FILTER_FIELDS: &[&str] = &["lang", "author", "tags_any", "since", "until"];
-pub(super) const PARAMETERS: &[&str] =
-    &["q", "post_id", "target", "top_k", "lang", "author", "tag", "since", "until", "request_id"];
-/// Longest id, author, language or tag, in bytes: as long as the longest that a post may carry, and echoed in answers.
-const MAX_NAME_BYTES: usize = 256;
-/// Most tags in one filter: each is one more look-up for the store.
-const MAX_TAGS: usize = 64;
-/// Characters of what a sender wrote that an error repeats.
-const SHOWN: usize = 60;
+pub(super) const FILTER_FIELDS: &[&str] =
+    &["lang", "author", "not_author", "tags_all", "tags_any", "labels_any", "labels_none", "since", "until"];
+pub(super) const FRESHNESS_FIELDS: &[&str] = &["half_life", "weight"];
+/// Longest half-life: longer ones make no difference within a feed.
+const MAX_HALF_LIFE: Duration = Duration::from_hours(24 * 36_525);
 
 /// What is searched for.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,8 +70,8 @@ pub enum Target {
 }
 
 impl Target {
-    const NAMES: [(&'static str, Target); 3] =
-        [("image", Target::Image), ("caption", Target::Caption), ("both", Target::Both)];
+    const NAMES: &[(&'static str, Target)] =
+        &[("image", Target::Image), ("caption", Target::Caption), ("both", Target::Both)];
 }
 
 /// A search, checked.
@@ -64,8 +85,20 @@ pub struct SearchRequest {
     pub target: Target,
     /// Hits wanted, 1 to `query.max_top_k`.
     pub top_k: usize,
+    /// Hits before the first one wanted, 0 to `query.max_offset`.
+    pub offset: usize,
+    /// How two rankings become one; of no effect on one.
+    pub fusion: Fusion,
     /// Conditions on the posts.
     pub filter: Filter,
+    /// The similarity below which a post is no hit.
+    pub min_score: MinScore,
+    /// How much newer posts are preferred.
+    pub freshness: Option<Freshness>,
+    /// Whether near-duplicate pictures become one hit.
+    pub fold: bool,
+    /// Of the similarities, before probability and fusion.
+    pub transform: Transform,
 }
 
 /// A request, and the id and place under which even a bad one is answered.
@@ -94,6 +127,19 @@ impl Parsed {
     }
 }
 
+/// What a form of a request says beside subject and filter, as texts. Numbers and truth values are as they are written.
+#[derive(Default)]
+struct Options {
+    target: Option<String>,
+    top_k: Option<String>,
+    offset: Option<String>,
+    fusion: Option<String>,
+    image_weight: Option<String>,
+    min_score: Option<String>,
+    fold: Option<String>,
+    transform: Option<String>,
+}
+
 impl SearchRequest {
     /// A search for a text with the defaults of the configuration.
     pub fn topic(topic: impl Into<String>, config: &QueryConfig) -> Self {
@@ -106,13 +152,25 @@ impl SearchRequest {
     }
 
     fn with_defaults(subject: Subject, config: &QueryConfig) -> Self {
-        Self { request_id: None, subject, target: Target::default(), top_k: config.top_k, filter: Filter::default() }
+        Self {
+            request_id: None,
+            subject,
+            target: Target::default(),
+            top_k: config.top_k,
+            offset: 0,
+            fusion: Fusion::new(config.fusion, config.image_weight),
+            filter: Filter::default(),
+            min_score: config.min_score,
+            freshness: None,
+            fold: config.fold,
+            transform: config.transform,
+        }
     }
 
     /// Reads the JSON form.
     pub fn from_json(bytes: &[u8], config: &QueryConfig) -> Parsed {
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let fields = FieldsOf { known: REQUEST_FIELDS, place: "the request" }
+        let fields = FieldsOf { known: REQUEST_FIELDS, place: REQUEST }
             .deserialize(&mut deserializer)
             .and_then(|fields| deserializer.end().map(|()| fields));
         let fields = match fields {
@@ -133,86 +191,102 @@ impl SearchRequest {
     fn from_fields(request_id: Option<String>, fields: &Fields<'_>, config: &QueryConfig) -> Result<Self, SearchError> {
         fields.check()?;
         let subject = match (fields.string("topic")?, fields.raw("image")) {
-            (Some(topic), None) => check_topic(topic, config)?,
+            (Some(topic), None) => Subject::Topic(check_topic(topic, config)?),
             (None, Some(image)) => image_subject(image)?,
             (Some(_), Some(_)) => return Err(SearchError::bad_request("give topic or image, not both")),
             (None, None) => {
                 return Err(SearchError::bad_request("give a topic (text) or an image ({\"base64\"} or {\"url\"})"));
             }
         };
-        let top_k = match fields.raw("top_k") {
-            None => config.top_k,
-            Some(raw) => serde_json::from_str(raw.get())
-                .map_err(|_| SearchError::bad_request(format!("top_k must be {}", top_k_range(config))))
-                .and_then(|top_k| check_top_k(top_k, config))?,
+        let options = Options {
+            target: fields.string("target")?,
+            top_k: fields.scalar("top_k"),
+            offset: fields.scalar("offset"),
+            fusion: fields.string("fusion")?,
+            image_weight: fields.scalar("image_weight"),
+            min_score: fields.word("min_score"),
+            fold: fields.scalar("fold"),
+            transform: fields.string("transform")?,
         };
-        let target = fields.string("target")?.map_or(Ok(Target::default()), |name| parse_target(&name))?;
-        let filter = fields.raw("filter").map_or(Ok(Filter::default()), parse_filter)?;
-        Ok(Self { request_id, subject, target, top_k, filter })
-    }
-
-    /// Reads the URL form: `q` (or `post_id`), `target`, `top_k`, `lang`, `author`, `tag` (repeatable), `since`,
-    /// `until`, `request_id`. Empty values count as absent, as HTML forms send them.
-    ///
-    /// # Errors
-    /// Names the parameter at fault; for an unknown one, the nearest known.
-    pub fn from_parameters(pairs: Vec<(String, String)>, config: &QueryConfig) -> Result<Self, SearchError> {
-        let mut single: HashMap<&'static str, String> = HashMap::new();
-        let mut tags_any = Vec::new();
-        for (name, value) in pairs {
-            let Some(known) = PARAMETERS.iter().find(|known| **known == name) else {
-                return Err(SearchError::bad_request(unknown("parameter", &name, PARAMETERS)));
-            };
-            if value.is_empty() {
-                continue;
-            }
-            if *known == "tag" {
-                tags_any.push(check_name("tag", value)?);
-            } else if single.insert(known, value).is_some() {
-                return Err(SearchError::bad_request(format!("{known} is given twice")));
-            }
-        }
-        let mut name = |key: &'static str| single.remove(key).map(|value| check_name(key, value)).transpose();
-        let request_id = name("request_id")?;
-        let (lang, author, post_id, target) = (name("lang")?, name("author")?, name("post_id")?, name("target")?);
-        let (top_k, since, until) = (name("top_k")?, name("since")?, name("until")?);
-        let subject = match (single.remove("q"), post_id) {
-            (Some(topic), None) => check_topic(topic, config)?,
-            (None, Some(post_id)) => Subject::Post(post_id),
-            (Some(_), Some(_)) => return Err(SearchError::bad_request("give q or post_id, not both")),
-            (None, None) => return Err(SearchError::bad_request("give a topic: /v1/search?q=...")),
-        };
-        let top_k = match top_k {
-            None => config.top_k,
-            Some(text) => text
-                .parse()
-                .map_err(|_| SearchError::bad_request(format!("top_k must be {}", top_k_range(config))))
-                .and_then(|top_k| check_top_k(top_k, config))?,
-        };
-        let filter = Filter {
-            lang,
-            author,
-            tags_any: check_tags(tags_any)?,
-            since: since.map(|text| parse_time("since", &text)).transpose()?,
-            until: until.map(|text| parse_time("until", &text)).transpose()?,
-        };
-        check_range(&filter)?;
-        let target = target.map_or(Ok(Target::default()), |name| parse_target(&name))?;
-        Ok(Self { request_id, subject, target, top_k, filter })
+        let filter = fields.raw("filter").map_or(Ok(Filter::default()), filter_of)?;
+        let freshness = fields.raw("freshness").map(freshness_of).transpose()?;
+        Ok(Self { request_id, filter, freshness, ..options.check(subject, config)? })
     }
 }
 
-fn check_topic(topic: String, config: &QueryConfig) -> Result<Subject, SearchError> {
-    if topic.trim().is_empty() {
-        return Err(SearchError::bad_request("the topic is empty"));
+impl Options {
+    /// A request of these options with the defaults of the configuration.
+    fn check(self, subject: Subject, config: &QueryConfig) -> Result<SearchRequest, SearchError> {
+        let mut request = SearchRequest::with_defaults(subject, config);
+        if let Some(name) = self.target {
+            request.target = choice("target", &name, Target::NAMES)?;
+        }
+        if let Some(text) = self.top_k {
+            request.top_k = whole("top_k", &text, 1..=config.max_top_k)?;
+        }
+        if let Some(text) = self.offset {
+            request.offset = whole("offset", &text, 0..=config.max_offset)?;
+        }
+        request.fusion = fusion(self.fusion.as_deref(), self.image_weight.as_deref(), request.target, config)?;
+        if let Some(text) = self.min_score {
+            request.min_score = text.parse().map_err(|way_out| {
+                SearchError::bad_request(format!("min_score is {:?}; {way_out}", shortened(&text, SHOWN)))
+            })?;
+        }
+        if let Some(text) = self.fold {
+            request.fold = truth("fold", &text)?;
+        }
+        if let Some(name) = self.transform {
+            request.transform = choice("transform", &name, Transform::NAMES)?;
+        }
+        Ok(request)
     }
-    if topic.len() as u64 > config.max_topic_bytes {
-        return Err(SearchError::new(
-            ErrorCode::TooLarge,
-            format!("the topic has {} bytes; at most {} are read", topic.len(), config.max_topic_bytes),
-        ));
+}
+
+fn fusion(
+    kind: Option<&str>,
+    image_weight: Option<&str>,
+    target: Target,
+    config: &QueryConfig,
+) -> Result<Fusion, SearchError> {
+    if target != Target::Both
+        && let Some(field) = kind.map(|_| "fusion").or(image_weight.map(|_| "image_weight"))
+    {
+        let message = format!("{field} is for target \"both\", which fuses two rankings; leave it out, or set target");
+        return Err(SearchError::bad_request(message));
     }
-    Ok(Subject::Topic(topic))
+    let kind = kind.map_or(Ok(config.fusion), |name| choice("fusion", name, FusionKind::NAMES))?;
+    if kind == FusionKind::Rrf && image_weight.is_some() {
+        return Err(SearchError::bad_request("image_weight is for fusion \"weighted\"; leave it out, or set fusion"));
+    }
+    let image_weight = image_weight.map(|text| number("image_weight", text, 0.0..=1.0)).transpose()?;
+    Ok(Fusion::new(kind, image_weight.unwrap_or(config.image_weight)))
+}
+
+/// Each with the name that its form has for it.
+fn freshness(half_life: (&str, String), weight: (&str, Option<String>)) -> Result<Freshness, SearchError> {
+    let (field, text) = half_life;
+    let half_life = humantime_serde::re::humantime::parse_duration(&text)
+        .ok()
+        .filter(|half_life| !half_life.is_zero() && *half_life <= MAX_HALF_LIFE)
+        .ok_or_else(|| {
+            let text = shortened(&text, SHOWN);
+            SearchError::bad_request(format!(
+                "{field} is {text:?}; write how long it takes to halve, such as \"6h\", \"24h\" or \"7d\" (at most 100 \
+                 years)"
+            ))
+        })?;
+    let (field, weight) = weight;
+    let weight = weight.map(|text| number(field, &text, 0.0..=1.0)).transpose()?;
+    Ok(Freshness { half_life, weight: weight.unwrap_or(Freshness::DEFAULT_WEIGHT) })
+}
+
+fn freshness_of(raw: &RawValue) -> Result<Freshness, SearchError> {
+    let fields = nested(raw, "freshness", FRESHNESS_FIELDS)?;
+    let half_life = fields
+        .string("half_life")?
+        .ok_or_else(|| SearchError::bad_request("freshness needs its half_life, such as {\"half_life\": \"24h\"}"))?;
+    freshness(("freshness.half_life", half_life), ("freshness.weight", fields.scalar("weight")))
 }
 
 fn image_subject(raw: &RawValue) -> Result<Subject, SearchError> {
@@ -225,172 +299,21 @@ fn image_subject(raw: &RawValue) -> Result<Subject, SearchError> {
     }
 }
 
-fn parse_filter(raw: &RawValue) -> Result<Filter, SearchError> {
+fn filter_of(raw: &RawValue) -> Result<Filter, SearchError> {
     let fields = nested(raw, "filter", FILTER_FIELDS)?;
-    let tags_any: Vec<String> = match fields.raw("tags_any") {
-        None => Vec::new(),
-        Some(raw) => serde_json::from_str(raw.get())
-            .map_err(|_| SearchError::bad_request("filter.tags_any must be a list of strings"))?,
-    };
     let filter = Filter {
         lang: fields.name("lang")?,
         author: fields.name("author")?,
-        tags_any: check_tags(tags_any)?,
-        since: fields.string("since")?.map(|text| parse_time("filter.since", &text)).transpose()?,
-        until: fields.string("until")?.map(|text| parse_time("filter.until", &text)).transpose()?,
+        not_author: fields.names("not_author", true)?,
+        tags_any: fields.names("tags_any", false)?,
+        tags_all: fields.names("tags_all", false)?,
+        labels_any: fields.names("labels_any", false)?,
+        labels_none: fields.names("labels_none", false)?,
+        since: fields.string("since")?.map(|text| checks::time("filter.since", &text)).transpose()?,
+        until: fields.string("until")?.map(|text| checks::time("filter.until", &text)).transpose()?,
     };
     check_range(&filter)?;
     Ok(filter)
-}
-
-fn check_tags(tags: Vec<String>) -> Result<Vec<String>, SearchError> {
-    if tags.len() > MAX_TAGS {
-        return Err(SearchError::bad_request(format!("{} tags are given; at most {MAX_TAGS} are taken", tags.len())));
-    }
-    tags.into_iter().map(|tag| check_name("tag", tag)).collect()
-}
-
-fn check_range(filter: &Filter) -> Result<(), SearchError> {
-    match (filter.since, filter.until) {
-        (Some(since), Some(until)) if since >= until => Err(SearchError::bad_request(format!(
-            "since ({}) must be before until ({}); no post lies between them",
-            since.to_rfc3339(),
-            until.to_rfc3339()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn check_top_k(top_k: usize, config: &QueryConfig) -> Result<usize, SearchError> {
-    if (1..=config.max_top_k).contains(&top_k) {
-        Ok(top_k)
-    } else {
-        Err(SearchError::bad_request(format!("top_k is {top_k}; it must be {}", top_k_range(config))))
-    }
-}
-
-fn top_k_range(config: &QueryConfig) -> String {
-    format!("a whole number from 1 to {}", config.max_top_k)
-}
-
-fn check_name(field: &str, text: String) -> Result<String, SearchError> {
-    if text.is_empty() {
-        return Err(SearchError::bad_request(format!("{field} is empty; leave it out instead")));
-    }
-    if text.len() > MAX_NAME_BYTES {
-        return Err(SearchError::bad_request(format!(
-            "{field} has {} bytes; at most {MAX_NAME_BYTES} are taken",
-            text.len()
-        )));
-    }
-    Ok(text)
-}
-
-fn parse_target(name: &str) -> Result<Target, SearchError> {
-    Target::NAMES.iter().find(|(known, _)| *known == name).map(|(_, target)| *target).ok_or_else(|| {
-        let name = shortened(name, SHOWN);
-        SearchError::bad_request(format!("target is {name:?}; it must be \"image\", \"caption\" or \"both\""))
-    })
-}
-
-fn parse_time(field: &str, text: &str) -> Result<DateTime<Utc>, SearchError> {
-    text::parse_time(text).map_err(|way_out| {
-        let text = shortened(text, SHOWN);
-        SearchError::bad_request(format!("{field} is {text:?}; {way_out}"))
-    })
-}
-
-fn unknown(kind: &str, name: &str, known: &[&str]) -> String {
-    let nearest = nearest(name, known.iter().copied());
-    format!("unknown {kind} {:?}; the nearest known one is {nearest:?}", shortened(name, SHOWN))
-}
-
-fn nested<'a>(
-    raw: &'a RawValue,
-    place: &'static str,
-    known: &'static [&'static str],
-) -> Result<Fields<'a>, SearchError> {
-    let fields = FieldsOf { known, place }
-        .deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
-        .map_err(|_| SearchError::bad_request(format!("{place} must be an object")))?;
-    fields.check()?;
-    Ok(fields)
-}
-
-/// The known fields of a JSON object, unparsed. Nothing is built from what the sender wrote before its name is known: a
-/// body of 30 MB of small values would otherwise take a gigabyte as a tree.
-struct Fields<'a> {
-    place: &'static str,
-    values: HashMap<&'static str, &'a RawValue>,
-    problem: Option<String>,
-}
-
-impl<'a> Fields<'a> {
-    fn check(&self) -> Result<(), SearchError> {
-        self.problem.as_ref().map_or(Ok(()), |problem| Err(SearchError::bad_request(problem.clone())))
-    }
-
-    /// A field that is there and not null.
-    fn raw(&self, name: &str) -> Option<&'a RawValue> {
-        self.values.get(name).copied().filter(|raw| raw.get() != "null")
-    }
-
-    fn string(&self, name: &str) -> Result<Option<String>, SearchError> {
-        self.raw(name)
-            .map(|raw| {
-                serde_json::from_str(raw.get()).map_err(|_| {
-                    let prefix = if self.place == "the request" { String::new() } else { format!("{}.", self.place) };
-                    SearchError::bad_request(format!("{prefix}{name} must be a string"))
-                })
-            })
-            .transpose()
-    }
-
-    fn name(&self, name: &str) -> Result<Option<String>, SearchError> {
-        self.string(name)?.map(|text| check_name(name, text)).transpose()
-    }
-}
-
-struct FieldsOf {
-    known: &'static [&'static str],
-    place: &'static str,
-}
-
-impl<'de> DeserializeSeed<'de> for FieldsOf {
-    type Value = Fields<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for FieldsOf {
-    type Value = Fields<'de>;
-
-    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    // Goes on behind a problem: a request_id that stands after it is still wanted for the answer.
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields { place: self.place, values: HashMap::new(), problem: None };
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            match self.known.iter().find(|known| **known == key) {
-                Some(known) => {
-                    if fields.values.insert(known, map.next_value()?).is_some() {
-                        fields.problem.get_or_insert_with(|| format!("{known} occurs twice in {}", self.place));
-                    }
-                }
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                    fields
-                        .problem
-                        .get_or_insert_with(|| format!("{} in {}", unknown("field", &key, self.known), self.place));
-                }
-            }
-        }
-        Ok(fields)
-    }
 }
 
 #[cfg(test)]

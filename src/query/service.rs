@@ -1,23 +1,26 @@
 //! A request in, its answer out, whoever asked: permit, embedding, store, ranking.
 
+mod answer;
+
+pub use answer::MAX_CANDIDATES;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
-use uuid::Uuid;
 
+use crate::encode::bundle::Bundle;
+use crate::encode::calibration::Calibration;
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, point_id};
 use crate::query::QueryConfig;
 use crate::query::admission::{Kind, Place, Places};
 use crate::query::cache::TextCache;
-use crate::query::embed::QueryEncoder;
+use crate::query::embed::{QueryEncoder, TopicVector};
 use crate::query::error::{ErrorCode, SearchError};
-use crate::query::rank::{self, Ranked, Ranking};
-use crate::query::request::{SearchRequest, Subject, Target};
-use crate::store::{Filter, Hit, SharedStore, StoredPoint, VectorName, VectorQuery};
+use crate::query::request::SearchRequest;
+pub use crate::query::response::{HitImage, SearchHit, SearchResponse};
+use crate::store::{HIDDEN, SharedStore, StoredPoint};
 
 /// What a sender over capacity is told to wait.
 pub(super) const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
@@ -57,6 +60,14 @@ pub struct ModelInfo {
     pub id: String,
     /// The factor before the softmax; about 100 in trained CLIP models.
     pub logit_scale: f32,
+    /// When nothing fits, where it was measured.
+    pub calibration: Option<Calibration>,
+}
+
+impl From<&Bundle> for ModelInfo {
+    fn from(bundle: &Bundle) -> Self {
+        Self { id: bundle.id.clone(), logit_scale: bundle.logit_scale, calibration: bundle.calibration }
+    }
 }
 
 /// What a [`SearchService`] is made of.
@@ -77,79 +88,8 @@ pub struct ServiceParts {
 pub struct SearchService {
     parts: ServiceParts,
     places: Places,
-    topics: TextCache<[f32]>,
+    topics: TextCache<TopicVector>,
     thumbnails: TextCache<str>,
-}
-
-/// The answer of design 1.5.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct SearchResponse {
-    /// As the request gave it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
-    /// The model's id.
-    pub model: String,
-    /// Milliseconds from the request's arrival to the answer.
-    pub took_ms: f64,
-    /// Number of posts over which `probability` was computed; see [`crate::query::rank`].
-    pub candidates: usize,
-    /// Best first.
-    pub hits: Vec<SearchHit>,
-}
-
-/// A post of the answer; what the post does not have is null.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub struct SearchHit {
-    /// From 1.
-    pub rank: usize,
-    /// The feed's id of the post.
-    #[schema(value_type = String)]
-    pub post_id: Value,
-    /// Cosine similarity with the post's vector `matched`.
-    pub score: f32,
-    /// Softmax of logit_scale x cosine over the candidates.
-    pub probability: f64,
-    /// `image` or `caption`: the post's vector that `score` speaks of.
-    pub matched: &'static str,
-    /// The post's text.
-    #[schema(value_type = Option<String>, required)]
-    pub caption: Value,
-    /// Whether its picture could not be had so far: the post is found by its caption alone.
-    pub image_pending: bool,
-    /// The post's picture: `url`, `path` or `inline` as the post had it, and `thumbnail` (a data URI) where one is kept.
-    #[schema(value_type = Option<HitImage>, required)]
-    pub image: Value,
-    /// Who wrote it.
-    #[schema(value_type = Option<String>, required)]
-    pub author: Value,
-    /// When.
-    #[schema(value_type = Option<String>, required)]
-    pub created_at: Value,
-    /// Its language.
-    #[schema(value_type = Option<String>, required)]
-    pub lang: Value,
-    /// Its tags.
-    #[schema(value_type = Option<Vec<String>>, required)]
-    pub tags: Value,
-}
-
-/// A post's picture, as an answer describes it.
-#[derive(ToSchema)]
-pub struct HitImage {
-    /// Where the post says that it is.
-    pub url: Option<String>,
-    /// Its place below `images.root` of the ingest worker.
-    pub path: Option<String>,
-    /// It came inside the post.
-    pub inline: Option<bool>,
-    /// A small copy as a data URI; `/v1/thumbnail` makes one of others.
-    pub thumbnail: Option<String>,
-}
-
-/// A search's vector, and the stored post that it was taken from.
-struct Embedded {
-    vector: Arc<[f32]>,
-    own: Option<Uuid>,
 }
 
 impl SearchService {
@@ -261,70 +201,11 @@ impl SearchService {
         })
     }
 
-    pub(super) async fn answer(&self, request: SearchRequest, arrived: Instant) -> Result<SearchResponse, SearchError> {
-        let encoding = Instant::now();
-        let embedded = self.embed(request.subject).await?;
-        self.observe("encode", encoding);
-
-        let searching = Instant::now();
-        let top_k = request.top_k;
-        let limit = self.parts.config.candidates.max(top_k);
-        let logit_scale = self.parts.model.logit_scale;
-        let look_up = |using| self.candidates(&embedded, using, request.filter.clone(), limit);
-        let ranking = match request.target {
-            Target::Image | Target::Caption => {
-                let using = if request.target == Target::Image { VectorName::Image } else { VectorName::Caption };
-                let hits = look_up(using).await?;
-                rank::single(hits, using, logit_scale, top_k)
-            }
-            Target::Both => {
-                let (image, caption) = tokio::try_join!(look_up(VectorName::Image), look_up(VectorName::Caption))?;
-                rank::fused(image, caption, logit_scale, top_k)
-            }
-        };
-        self.observe("store", searching);
-
-        let Ranking { candidates, posts } = ranking;
-        let hits = posts.into_iter().enumerate().map(|(index, post)| SearchHit::new(index + 1, post)).collect();
-        let took_ms = (arrived.elapsed().as_secs_f64() * 1e5).round() / 1e2;
-        let model = self.parts.model.id.clone();
-        Ok(SearchResponse { request_id: request.request_id, model, took_ms, candidates, hits })
-    }
-
-    async fn embed(&self, subject: Subject) -> Result<Embedded, SearchError> {
-        match subject {
-            Subject::Topic(topic) => Ok(Embedded { vector: self.topic_vector(topic).await?, own: None }),
-            Subject::Picture(picture) => {
-                Ok(Embedded { vector: self.parts.encoder.embed_picture(&picture).await?.into(), own: None })
-            }
-            Subject::Post(post_id) => {
-                let post = self.stored(&post_id).await?;
-                let Some(vector) = post.image else {
-                    let message = format!("the post {post_id:?} has no picture to search by");
-                    return Err(SearchError::new(ErrorCode::Unprocessable, message));
-                };
-                Ok(Embedded { vector: vector.into(), own: Some(post.id) })
-            }
-        }
-    }
-
     async fn stored(&self, post_id: &str) -> Result<StoredPoint, SearchError> {
         let stored = self.parts.store.get(&[point_id(post_id)]).await?.into_iter().next();
-        stored.filter(|post| post.payload.get("deleted") != Some(&Value::Bool(true))).ok_or_else(|| {
+        stored.filter(is_shown).ok_or_else(|| {
             SearchError::new(ErrorCode::Unprocessable, format!("there is no post {post_id:?} in the index"))
         })
-    }
-
-    async fn topic_vector(&self, topic: String) -> Result<Arc<[f32]>, SearchError> {
-        let known = self.topics.get(&topic);
-        let result = if known.is_some() { "hit" } else { "miss" };
-        self.parts.metrics.embedding_cache.with_label_values(&[result]).inc();
-        if let Some(vector) = known {
-            return Ok(vector);
-        }
-        let vector: Arc<[f32]> = self.parts.encoder.embed_topic(&topic).await?.into();
-        self.topics.put(&topic, Arc::clone(&vector));
-        Ok(vector)
     }
 
     /// Vectors of topics that are about to be asked for, encoded together and kept.
@@ -336,26 +217,10 @@ impl SearchService {
             for (topic, vector) in topics.iter().zip(vectors) {
                 // Whoever asks for one that failed meets the error again.
                 if let Ok(vector) = vector {
-                    self.topics.put(topic, vector.into());
+                    self.topics.put(topic, Arc::new(vector));
                 }
             }
         }
-    }
-
-    async fn candidates(
-        &self,
-        embedded: &Embedded,
-        using: VectorName,
-        filter: Filter,
-        limit: usize,
-    ) -> Result<Vec<Hit>, SearchError> {
-        // One more where the post itself, which is left out, would take a place.
-        let limit_with_own = limit + usize::from(embedded.own.is_some());
-        let query = VectorQuery { vector: embedded.vector.to_vec(), using, filter, limit: limit_with_own };
-        let mut hits = self.parts.store.search(query).await?;
-        hits.retain(|hit| Some(hit.id) != embedded.own);
-        hits.truncate(limit);
-        Ok(hits)
     }
 
     pub(super) fn observe(&self, phase: &str, since: Instant) {
@@ -368,30 +233,10 @@ impl SearchService {
     }
 }
 
-impl SearchHit {
-    fn new(rank: usize, post: Ranked) -> Self {
-        let Ranked { id: _, score, matched, probability, mut payload } = post;
-        let thumbnail = payload.remove("thumbnail");
-        let mut take = |field: &str| payload.remove(field).unwrap_or(Value::Null);
-        let mut image = take("image");
-        if let (Value::Object(image), Some(thumbnail)) = (&mut image, thumbnail) {
-            image.insert("thumbnail".to_owned(), thumbnail);
-        }
-        Self {
-            rank,
-            post_id: take("post_id"),
-            score,
-            probability,
-            matched: matched.as_str(),
-            caption: take("caption"),
-            image_pending: take("image_pending") == Value::Bool(true),
-            image,
-            author: take("author"),
-            created_at: take("created_at"),
-            lang: take("lang"),
-            tags: take("tags"),
-        }
-    }
+/// Whether a stored point is a post that searches show: no delete marker, and not hidden by a moderation set.
+fn is_shown(point: &StoredPoint) -> bool {
+    let is_set = |field| point.payload.get(field) == Some(&Value::Bool(true));
+    !is_set("deleted") && !is_set(HIDDEN)
 }
 
 pub(super) fn too_slow(what: &str, timeout: Duration) -> SearchError {

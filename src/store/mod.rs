@@ -112,15 +112,23 @@ pub struct Tombstone {
     pub deleted_at: DateTime<Utc>,
 }
 
-/// Conditions on the payload; all that are set must hold.
+/// Conditions on the payload; all that are set must hold. Delete markers and hidden posts fulfil none.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
     /// Equal to `lang`.
     pub lang: Option<String>,
     /// Equal to `author`.
     pub author: Option<String>,
+    /// None of these is `author`.
+    pub not_author: Vec<String>,
     /// At least one of these is among `tags`; empty: no condition.
     pub tags_any: Vec<String>,
+    /// All of these are among `tags`.
+    pub tags_all: Vec<String>,
+    /// At least one of these is among `labels`; empty: no condition.
+    pub labels_any: Vec<String>,
+    /// None of these is among `labels`.
+    pub labels_none: Vec<String>,
     /// `created_at` at or after.
     pub since: Option<DateTime<Utc>>,
     /// `created_at` before.
@@ -138,6 +146,27 @@ pub struct VectorQuery {
     pub filter: Filter,
     /// At most so many hits.
     pub limit: usize,
+    /// What each hit brings along.
+    pub with: HitParts,
+}
+
+/// What a hit brings along beside its id and score: a search among many candidates reads what it needs of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HitParts {
+    /// Of the payload.
+    pub payload: PayloadPart,
+    /// The vector of the picture.
+    pub image: bool,
+}
+
+/// How much of a payload is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PayloadPart {
+    /// All of it.
+    #[default]
+    Whole,
+    /// These fields; empty: nothing.
+    Fields(&'static [&'static str]),
 }
 
 /// A point found by a search.
@@ -147,8 +176,10 @@ pub struct Hit {
     pub id: Uuid,
     /// Cosine similarity.
     pub score: f32,
-    /// The stored payload.
+    /// The stored payload, as far as it was asked for.
     pub payload: Map<String, Value>,
+    /// The `image` vector, where it was asked for and there is one.
+    pub image: Option<Vec<f32>>,
 }
 
 /// A point read by its id; `payload["deleted"]` is true for a marker.
@@ -181,13 +212,13 @@ pub trait VectorStore: Send + Sync {
     /// write in it is at fault: the caller splits the batch.
     async fn write(&self, writes: Vec<Write>) -> Result<Vec<Outcome>, Fault>;
 
-    /// The nearest points, best first.
+    /// The nearest points, best first, without delete markers and hidden posts.
     async fn search(&self, query: VectorQuery) -> Result<Vec<Hit>, Fault>;
 
     /// The points with these ids, in no particular order; missing ones are left out.
     async fn get(&self, ids: &[Uuid]) -> Result<Vec<StoredPoint>, Fault>;
 
-    /// Number of live posts (delete markers not counted).
+    /// Number of live posts (hidden ones too; delete markers are not counted).
     async fn count(&self) -> Result<u64, Fault>;
 
     /// About as many as [`Self::count`], and cheap however many there are.
@@ -205,6 +236,11 @@ pub trait VectorStore: Send + Sync {
     /// Makes everything durable against power loss and releases what is held. Called once, at the end.
     async fn close(&self) -> Result<(), Fault>;
 }
+
+/// Payload field of posts that no search shows: a moderation set says so.
+pub const HIDDEN: &str = "hidden";
+/// Payload field of a post's labels, each as "set/label".
+pub const LABELS: &str = "labels";
 
 /// A store behind the seam.
 pub type SharedStore = Arc<dyn VectorStore>;

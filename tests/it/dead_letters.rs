@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 
 use feedlens::error::Reason;
 use feedlens::kafka::{DeadLetters, EmbeddedBroker, Envelope, KafkaConfig, Producer};
-use feedlens::store::{Filter, VectorName, VectorQuery};
+use feedlens::store::{Filter, HitParts, VectorName, VectorQuery};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -143,6 +143,7 @@ async fn a_replay_after_the_cause_is_mended_makes_the_post_searchable(store: Ben
         using: VectorName::Image,
         filter: Filter::default(),
         limit: 5,
+        with: HitParts::default(),
     };
     let hits = bench.store.search(query).await.expect("searches");
     assert_eq!((hits.len(), &hits[0].payload["post_id"]), (1, &json!("p1")));

@@ -143,7 +143,7 @@ impl Worker {
         let service = SearchService::new(ServiceParts {
             encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions).expect("the fetcher starts"),
             store: store.clone(),
-            model: ModelInfo { id: encoder.bundle.id.clone(), logit_scale: encoder.bundle.logit_scale },
+            model: ModelInfo::from(&*encoder.bundle),
             config: config.query.clone(),
             metrics: Arc::new(Metrics::new()),
         });

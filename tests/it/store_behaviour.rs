@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use feedlens::error::{Fault, Reason};
 use feedlens::post::point_id;
-use feedlens::store::{Filter, ModelStamp, Point, SharedStore, VectorName, VectorQuery, Write};
+use feedlens::store::{Filter, HitParts, ModelStamp, PayloadPart, Point, SharedStore, VectorName, VectorQuery, Write};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -18,6 +18,7 @@ use crate::store_support::{
 on_each_store!(
     search_finds_the_nearest_by_the_named_vector,
     filters_hold_one_by_one_and_together,
+    hits_bring_what_was_asked_for,
     post_with_one_vector_is_found_by_that_vector_only,
     vector_that_a_newer_version_lacks_is_gone,
     older_write_never_wins,
@@ -52,7 +53,13 @@ async fn search_finds_the_nearest_by_the_named_vector(bench: Bench) {
         let cosine = |post: &Point| of(post).iter().zip(&query).map(|(a, b)| a * b).sum::<f32>();
         let mut expected = posts.iter().map(|post| (cosine(post), post)).collect::<Vec<_>>();
         expected.sort_by(|left, right| right.0.total_cmp(&left.0));
-        let request = VectorQuery { vector: query.clone(), using, filter: Filter::default(), limit: 5 };
+        let request = VectorQuery {
+            vector: query.clone(),
+            using,
+            filter: Filter::default(),
+            limit: 5,
+            with: HitParts::default(),
+        };
         let hits = store.search(request).await.unwrap();
         assert_eq!(hits.len(), 5);
         for (hit, (score, post)) in hits.iter().zip(&expected) {
@@ -68,9 +75,19 @@ async fn filters_hold_one_by_one_and_together(bench: Bench) {
     let store = bench.open().await;
     let posts = [
         ("a", json!({"lang": "zh", "author": "u1", "tags": ["天气", "旅行"], "created_at": time(0).to_rfc3339()})),
-        ("b", json!({"lang": "en", "author": "u1", "tags": ["旅行"], "created_at": "2026-11-21T08:30:00Z"})),
+        (
+            "b",
+            json!({"lang": "en", "author": "u1", "tags": ["旅行"], "created_at": "2026-11-21T08:30:00Z",
+                     "labels": ["主题/风景", "risk/ad"], "hidden": false}),
+        ),
         ("c", json!({"lang": "zh", "author": "u2", "tags": [], "created_at": "2026-11-22T16:30:00+08:00"})),
-        ("d", json!({})),
+        ("d", json!({"labels": ["主题/风景"]})),
+        // No search shows it, whatever is asked for.
+        (
+            "h",
+            json!({"hidden": true, "lang": "zh", "author": "u1", "tags": ["旅行"], "labels": ["risk/ad"],
+                     "created_at": time(1).to_rfc3339()}),
+        ),
     ];
     let writes = posts.into_iter().map(|(id, payload)| {
         let mut point = post(id, 1);
@@ -79,6 +96,7 @@ async fn filters_hold_one_by_one_and_together(bench: Bench) {
     });
     store.write(writes.collect()).await.unwrap();
     let text = |text: &str| Some(text.to_owned());
+    let list = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     let cases = [
         (Filter::default(), "abcd"),
         (Filter { lang: text("zh"), ..Filter::default() }, "ac"),
@@ -86,6 +104,16 @@ async fn filters_hold_one_by_one_and_together(bench: Bench) {
         (Filter { author: text("u"), ..Filter::default() }, ""),
         (Filter { tags_any: vec!["旅行".to_owned()], ..Filter::default() }, "ab"),
         (Filter { tags_any: vec!["天气".to_owned(), "other".to_owned()], ..Filter::default() }, "a"),
+        (Filter { tags_all: list(&["天气", "旅行"]), ..Filter::default() }, "a"),
+        (Filter { tags_all: list(&["旅行"]), ..Filter::default() }, "ab"),
+        (Filter { tags_all: list(&["旅行", "other"]), ..Filter::default() }, ""),
+        (Filter { not_author: list(&["u1"]), ..Filter::default() }, "cd"),
+        (Filter { not_author: list(&["u1", "u2"]), ..Filter::default() }, "d"),
+        (Filter { author: text("u1"), not_author: list(&["u1"]), ..Filter::default() }, ""),
+        (Filter { labels_any: list(&["主题/风景"]), ..Filter::default() }, "bd"),
+        (Filter { labels_any: list(&["risk/ad", "other"]), ..Filter::default() }, "b"),
+        (Filter { labels_none: list(&["risk/ad"]), ..Filter::default() }, "acd"),
+        (Filter { labels_any: list(&["主题/风景"]), labels_none: list(&["risk/ad"]), ..Filter::default() }, "d"),
         (Filter { since: Some(time(1)), ..Filter::default() }, "bc"),
         (Filter { until: Some(time(1)), ..Filter::default() }, "a"),
         (Filter { since: Some(time(1)), until: Some(time(2)), ..Filter::default() }, "b"),
@@ -94,7 +122,11 @@ async fn filters_hold_one_by_one_and_together(bench: Bench) {
             Filter {
                 lang: text("zh"),
                 author: text("u1"),
-                tags_any: vec!["天气".to_owned()],
+                not_author: list(&["u2"]),
+                tags_any: list(&["天气"]),
+                tags_all: list(&["旅行", "天气"]),
+                labels_any: Vec::new(),
+                labels_none: list(&["risk/ad"]),
                 since: Some(time(0)),
                 until: Some(time(1)),
             },
@@ -105,6 +137,45 @@ async fn filters_hold_one_by_one_and_together(bench: Bench) {
     for (filter, expected) in cases {
         let expected = expected.chars().map(String::from).collect::<BTreeSet<_>>();
         assert_eq!(found_ids(&store, filter.clone()).await, expected, "{filter:?}");
+    }
+    assert_eq!(store.count().await.unwrap(), 5, "a hidden post is stored all the same");
+    store.close().await.unwrap();
+}
+
+async fn hits_bring_what_was_asked_for(bench: Bench) {
+    let store = bench.open().await;
+    let mut only_text = post("text", 1);
+    only_text.image = None;
+    store.write(vec![upsert("both", 1), Write::Upsert(only_text)]).await.unwrap();
+    for (payload, fields) in [
+        (PayloadPart::Fields(&[]), &[][..]),
+        (PayloadPart::Fields(&["caption", "absent"]), &["caption"]),
+        (PayloadPart::Whole, &["caption", "post_id", "source", "version"]),
+    ] {
+        for image in [false, true] {
+            let query = VectorQuery {
+                vector: vector(1),
+                using: VectorName::Caption,
+                filter: Filter::default(),
+                limit: 5,
+                with: HitParts { payload, image },
+            };
+            let hits = store.search(query).await.unwrap();
+            assert_eq!(hits.len(), 2);
+            for hit in hits {
+                let found = hit.payload.keys().map(String::as_str).collect::<BTreeSet<_>>();
+                let wanted = fields.iter().copied().collect::<BTreeSet<_>>();
+                assert!(
+                    if payload == PayloadPart::Whole { found.is_superset(&wanted) } else { found == wanted },
+                    "{found:?}"
+                );
+                let expected = (image && hit.id == point_id("both")).then(|| post("both", 1).image.unwrap());
+                assert_eq!(hit.image.is_some(), expected.is_some());
+                for (left, right) in hit.image.iter().flatten().zip(expected.iter().flatten()) {
+                    assert!((left - right).abs() < 1e-6);
+                }
+            }
+        }
     }
     store.close().await.unwrap();
 }
@@ -218,7 +289,13 @@ async fn payload_comes_back_as_it_was(bench: Bench) {
     let mut got = store.get(&[point_id("p")]).await.unwrap().remove(0).payload;
     assert!(got.remove("revision").is_some_and(|revision| revision.is_u64()));
     assert_eq!(got, expected);
-    let query = VectorQuery { vector: vector(1), using: VectorName::Image, filter: Filter::default(), limit: 1 };
+    let query = VectorQuery {
+        vector: vector(1),
+        using: VectorName::Image,
+        filter: Filter::default(),
+        limit: 1,
+        with: HitParts::default(),
+    };
     let mut found = store.search(query).await.unwrap().remove(0).payload;
     found.remove("revision");
     assert_eq!(found, expected);
@@ -291,6 +368,7 @@ async fn writers_at_a_time_lose_nothing(bench: Bench) {
                     using: VectorName::Caption,
                     filter: Filter::default(),
                     limit: 50,
+                    with: HitParts::default(),
                 };
                 let hits = store.search(query).await.unwrap();
                 let distinct = hits.iter().map(|hit| hit.id).collect::<BTreeSet<_>>();

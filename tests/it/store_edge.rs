@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
-use feedlens::store::{Filter, Order, Point, SharedStore, VectorName, VectorQuery, Write};
+use feedlens::store::{Filter, HitParts, Order, Point, SharedStore, VectorName, VectorQuery, Write};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -182,8 +182,13 @@ async fn a_killed_writer_loses_nothing_that_was_acknowledged() {
         assert_eq!(found, model);
         assert_eq!(store.count().await.unwrap(), model.live(), "after kill {kill}");
         for seed in 0..20 {
-            let query =
-                VectorQuery { vector: vector(seed), using: VectorName::Caption, filter: Filter::default(), limit: 50 };
+            let query = VectorQuery {
+                vector: vector(seed),
+                using: VectorName::Caption,
+                filter: Filter::default(),
+                limit: 50,
+                with: HitParts::default(),
+            };
             let mut ids = store.search(query).await.unwrap().into_iter().map(|hit| hit.id).collect::<Vec<_>>();
             let hits = ids.len();
             ids.sort();
@@ -229,7 +234,13 @@ async fn an_optimised_store_answers_as_before_and_takes_newer_writes() {
     }
     for number in 200..400 {
         let image = post(&id(number), if number < 300 { 2 } else { 1 }).image.unwrap();
-        let query = VectorQuery { vector: image, using: VectorName::Image, filter: Filter::default(), limit: 1 };
+        let query = VectorQuery {
+            vector: image,
+            using: VectorName::Image,
+            filter: Filter::default(),
+            limit: 1,
+            with: HitParts::default(),
+        };
         let hit = store.search(query).await.unwrap().remove(0);
         assert!(hit.score > 0.9999 && hit.id == point_id(&id(number)), "{number}: {hit:?}");
     }
@@ -257,7 +268,13 @@ async fn points_that_a_kill_left_twice_are_there_once() {
         let store = bench.open().await;
         assert_eq!(store.count().await.unwrap(), 1_400, "round {round}");
         let image = post("p500", round - 1).image.unwrap();
-        let query = VectorQuery { vector: image, using: VectorName::Image, filter: Filter::default(), limit: 2_000 };
+        let query = VectorQuery {
+            vector: image,
+            using: VectorName::Image,
+            filter: Filter::default(),
+            limit: 2_000,
+            with: HitParts::default(),
+        };
         let hits = store.search(query).await.unwrap();
         assert_eq!((hits.len(), hits[0].id), (1_400, point_id("p500")));
         assert_eq!(stored(&store, "p7").await, Some((2, true)));

@@ -9,8 +9,8 @@ use feedlens::error::Fault;
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
 use feedlens::store::{
-    EdgeConfig, Filter, ModelStamp, Order, Origin, Point, QdrantConfig, SharedStore, StoreConfig, StoreKind, Tombstone,
-    VectorName, VectorQuery, Write,
+    EdgeConfig, Filter, HitParts, ModelStamp, Order, Origin, Point, QdrantConfig, SharedStore, StoreConfig, StoreKind,
+    Tombstone, VectorName, VectorQuery, Write,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -141,7 +141,8 @@ pub fn time(days: i64) -> DateTime<Utc> {
 }
 
 pub async fn found(store: &SharedStore, vector: Vec<f32>, using: VectorName, filter: Filter) -> Vec<(String, f32)> {
-    let hits = store.search(VectorQuery { vector, using, filter, limit: 100 }).await.unwrap();
+    let hits =
+        store.search(VectorQuery { vector, using, filter, limit: 100, with: HitParts::default() }).await.unwrap();
     hits.into_iter().map(|hit| (hit.payload["post_id"].as_str().unwrap().to_owned(), hit.score)).collect()
 }
 

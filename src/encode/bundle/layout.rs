@@ -214,6 +214,7 @@ impl Description {
             text: tower_file(self.towers.text, tokens, text_features),
             layout: self.layout,
             dir: dir.to_owned(),
+            calibration: None,
         })
     }
 }

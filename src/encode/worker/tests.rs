@@ -127,7 +127,7 @@ async fn searches_overtake_the_feed_and_go_together() {
     assert!(futures::poll!(&mut feed).is_pending());
     assert_eq!(seen.recv().expect("a batch"), [101, 102, 103, 104]);
     assert!(futures::poll!(&mut searches).is_pending());
-    let mut together = Box::pin(handle.texts(vec![text(11), text(12)]));
+    let mut together = Box::pin(handle.texts_features(vec![text(11), text(12)]));
     assert!(futures::poll!(&mut together).is_pending());
     for _ in 0..4 {
         let_on.send(()).expect("the encoder waits");

@@ -50,8 +50,79 @@ pub struct Search {
     /// Hits wanted.
     #[schema(minimum = 1, example = 5)]
     pub top_k: Option<u32>,
+    /// Hits to pass over.
+    #[schema(minimum = 0)]
+    pub offset: Option<u32>,
+    /// How target `both` makes one ranking of two; only with that target.
+    pub fusion: Option<SearchFusion>,
+    /// Share of the pictures in fusion `weighted`; only with that fusion.
+    #[schema(minimum = 0, maximum = 1)]
+    pub image_weight: Option<f64>,
     /// Conditions that every hit meets.
     pub filter: Option<SearchFilter>,
+    /// Least cosine of a hit.
+    pub min_score: Option<SearchMinScore>,
+    /// Prefer newer posts.
+    pub freshness: Option<SearchFreshness>,
+    /// Posts with nearly the same picture become one hit.
+    pub fold: Option<bool>,
+    /// Of the similarities, before `probability` and fusion.
+    pub transform: Option<SearchTransform>,
+}
+
+/// Reciprocal rank fusion, or the weighted sum of normalised similarities.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum SearchFusion {
+    /// By ranks.
+    Rrf,
+    /// By similarities.
+    Weighted,
+}
+
+/// A cosine, `auto` (the model's calibrated threshold, which the best hit must reach) or `none`.
+#[derive(ToSchema, serde::Serialize)]
+#[serde(untagged)]
+pub enum SearchMinScore {
+    /// The cosine that every hit must reach.
+    Cosine(f64),
+    /// By name.
+    Name(SearchMinScoreName),
+}
+
+/// A `min_score` by name.
+#[derive(ToSchema, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchMinScoreName {
+    /// The model's calibrated threshold for the topic's language and the target, where it has one.
+    Auto,
+    /// Every post is a hit.
+    None,
+}
+
+/// Preference for newer posts.
+#[derive(ToSchema)]
+pub struct SearchFreshness {
+    /// The age at which a post's freshness is a half, such as `24h`.
+    #[schema(example = "24h")]
+    pub half_life: String,
+    /// Share of freshness in the order.
+    #[schema(minimum = 0, maximum = 1)]
+    pub weight: Option<f64>,
+}
+
+/// A transform of similarities.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum SearchTransform {
+    /// As they are.
+    None,
+    /// Half a period of a sine.
+    Sine,
+    /// A logistic curve about the middle of the candidates' band.
+    Sigmoid,
+    /// A logistic curve about the candidates' mean.
+    CentredSigmoid,
 }
 
 /// A picture to search by.
@@ -87,15 +158,36 @@ pub struct SearchFilter {
     /// Who wrote it.
     #[schema(min_length = 1, max_length = 256)]
     pub author: Option<String>,
+    /// None of these wrote it: a list, or one author.
+    pub not_author: Option<SearchAuthors>,
     /// At least one of these tags.
     #[schema(max_items = 64)]
     pub tags_any: Option<Vec<String>>,
+    /// All of these tags.
+    #[schema(max_items = 64)]
+    pub tags_all: Option<Vec<String>>,
+    /// At least one of these labels, each as "set/label".
+    #[schema(max_items = 64)]
+    pub labels_any: Option<Vec<String>>,
+    /// None of these labels.
+    #[schema(max_items = 64)]
+    pub labels_none: Option<Vec<String>>,
     /// Not before: RFC 3339, or a day.
     #[schema(example = "2026-11-01T00:00:00Z")]
     pub since: Option<String>,
     /// Before: RFC 3339, or a day.
     #[schema(example = "2026-12-01")]
     pub until: Option<String>,
+}
+
+/// One author, or several.
+#[derive(ToSchema, serde::Serialize)]
+#[serde(untagged)]
+pub enum SearchAuthors {
+    /// One.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
 }
 
 /// A search as URL parameters.
@@ -113,19 +205,51 @@ pub struct SearchParameters {
     /// Hits wanted.
     #[param(minimum = 1)]
     pub top_k: Option<u32>,
+    /// Hits to pass over.
+    #[param(minimum = 0)]
+    pub offset: Option<u32>,
     /// The post's language.
     #[param(max_length = 256)]
     pub lang: Option<String>,
     /// Who wrote it.
     #[param(max_length = 256)]
     pub author: Option<String>,
+    /// None of these wrote it.
+    #[param(max_items = 64)]
+    pub not_author: Option<Vec<String>>,
     /// At least one of these tags.
     #[param(max_items = 64)]
     pub tag: Option<Vec<String>>,
+    /// All of these tags.
+    #[param(max_items = 64)]
+    pub tag_all: Option<Vec<String>>,
+    /// At least one of these labels, each as "set/label".
+    #[param(max_items = 64)]
+    pub label: Option<Vec<String>>,
+    /// None of these labels.
+    #[param(max_items = 64)]
+    pub label_none: Option<Vec<String>>,
     /// Not before: RFC 3339, or a day.
     pub since: Option<String>,
     /// Before: RFC 3339, or a day.
     pub until: Option<String>,
+    /// How target `both` makes one ranking of two; only with that target.
+    pub fusion: Option<SearchFusion>,
+    /// Share of the pictures in fusion `weighted`; only with that fusion.
+    #[param(minimum = 0, maximum = 1)]
+    pub image_weight: Option<f64>,
+    /// Least cosine of a hit.
+    pub min_score: Option<SearchMinScore>,
+    /// Prefer newer posts: the age at which a post's freshness is a half, such as `24h`.
+    #[param(max_length = 256, example = "24h")]
+    pub freshness: Option<String>,
+    /// Share of freshness in the order; only with `freshness`.
+    #[param(minimum = 0, maximum = 1)]
+    pub freshness_weight: Option<f64>,
+    /// Posts with nearly the same picture become one hit.
+    pub fold: Option<bool>,
+    /// Of the similarities, before `probability` and fusion.
+    pub transform: Option<SearchTransform>,
     /// Given back with the answer.
     #[param(max_length = 256)]
     pub request_id: Option<String>,
@@ -155,6 +279,7 @@ pub fn served(description: &utoipa::openapi::OpenApi, config: &QueryConfig) -> V
     let schemas = &mut value["components"]["schemas"];
     for (schema, limits) in [
         ("/Search/properties/top_k", json!({"maximum": config.max_top_k, "default": config.top_k})),
+        ("/Search/properties/offset", json!({"maximum": config.max_offset, "default": 0})),
         ("/BatchBody/properties/searches", json!({"maxItems": config.max_batch})),
     ] {
         if let (Some(Value::Object(schema)), Value::Object(limits)) = (schemas.pointer_mut(schema), limits) {
@@ -243,7 +368,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::query::request::{FILTER_FIELDS, IMAGE_FIELDS, PARAMETERS, REQUEST_FIELDS};
+    use crate::query::request::{FILTER_FIELDS, FRESHNESS_FIELDS, IMAGE_FIELDS, PARAMETERS, REQUEST_FIELDS};
 
     fn description(set: &[&str]) -> Value {
         let set = set.iter().map(ToString::to_string).collect();
@@ -266,6 +391,7 @@ mod tests {
         let schemas = &description["components"]["schemas"];
         assert_eq!(keys(&schemas["Search"]["properties"]), names(REQUEST_FIELDS.iter().copied()));
         assert_eq!(keys(&schemas["SearchFilter"]["properties"]), names(FILTER_FIELDS.iter().copied()));
+        assert_eq!(keys(&schemas["SearchFreshness"]["properties"]), names(FRESHNESS_FIELDS.iter().copied()));
         let images = schemas["SearchImage"]["oneOf"].as_array().expect("a choice").iter();
         let images = images.flat_map(|image| keys(&image["properties"])).collect::<BTreeSet<_>>();
         assert_eq!(images, names(IMAGE_FIELDS.iter().copied()));

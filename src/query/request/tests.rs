@@ -1,4 +1,5 @@
 use super::*;
+use crate::query::error::ErrorCode;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -33,6 +34,67 @@ fn the_contracts_example_is_read_whole() {
     assert_eq!(request.filter.tags_any, ["旅行"]);
     assert_eq!(request.filter.since.map(|time| time.to_rfc3339()).as_deref(), Some("2026-11-20T00:30:00+00:00"));
     assert_eq!(request.filter.until.map(|time| time.to_rfc3339()).as_deref(), Some("2026-11-21T00:00:00+00:00"));
+}
+
+#[test]
+fn every_option_of_a_search_is_read_in_both_forms() {
+    let json = parse(&json!({
+        "topic": "海", "target": "both", "top_k": 3, "offset": 10, "fusion": "weighted", "image_weight": 0.25,
+        "filter": {"author": "a", "not_author": ["b", "c"], "tags_any": ["d"], "tags_all": ["e", "f"],
+                   "labels_any": ["风险/广告"], "labels_none": ["g/h"]},
+        "min_score": 0.3, "freshness": {"half_life": "36h", "weight": 0.5}, "fold": false, "transform": "sine"
+    }))
+    .expect("a good request");
+    assert_eq!(json.fusion, Fusion::Weighted { image_weight: 0.25 });
+    assert_eq!((json.offset, json.fold, json.transform), (10, false, Transform::Sine));
+    assert_eq!(json.min_score, MinScore::Number(0.3));
+    assert_eq!(json.freshness, Some(Freshness { half_life: Duration::from_hours(36), weight: 0.5 }));
+    assert_eq!((json.filter.not_author.len(), json.filter.tags_all.len()), (2, 2));
+    assert_eq!((&json.filter.labels_any[0], &json.filter.labels_none[0]), (&"风险/广告".to_owned(), &"g/h".to_owned()));
+    let url = parameters(&[
+        ("q", "海"),
+        ("target", "both"),
+        ("top_k", "3"),
+        ("offset", "10"),
+        ("fusion", "weighted"),
+        ("image_weight", "0.25"),
+        ("author", "a"),
+        ("not_author", "b"),
+        ("not_author", "c"),
+        ("tag", "d"),
+        ("tag_all", "e"),
+        ("tag_all", "f"),
+        ("label", "风险/广告"),
+        ("label_none", "g/h"),
+        ("min_score", "0.3"),
+        ("freshness", "36h"),
+        ("freshness_weight", "0.5"),
+        ("fold", "false"),
+        ("transform", "sine"),
+    ]);
+    assert_eq!(url, Ok(json));
+    let one = parse(&json!({"topic": "a", "filter": {"not_author": "b"}, "min_score": "none"})).expect("good");
+    assert_eq!((one.filter.not_author, one.min_score), (vec!["b".to_owned()], MinScore::None));
+    let fresh = parse(&json!({"topic": "a", "freshness": {"half_life": "7d"}})).expect("good");
+    assert_eq!(fresh.freshness.map(|freshness| freshness.weight), Some(Freshness::DEFAULT_WEIGHT));
+}
+
+#[test]
+fn each_bad_parameter_is_named() {
+    for (pair, part) in [
+        (("offset", "1001"), "offset is 1001; it must be a whole number from 0 to 1000"),
+        (("fold", "yes"), "fold is yes; it must be true or false"),
+        (("min_score", "high"), "min_score is \"high\"; it must be a number from -1 to 1, \"auto\" or \"none\""),
+        (("freshness", "a day"), "freshness is \"a day\"; write how long"),
+        (("freshness_weight", "0.5"), "freshness_weight needs freshness"),
+        (("transform", "cosine"), "transform is \"cosine\"; it must be \"none\", \"sine\""),
+        (("fusion", "rrf"), "fusion is for target \"both\""),
+        (("image_weight", "0.5"), "image_weight is for target \"both\""),
+        (("notauthor", "a"), "\"not_author\""),
+    ] {
+        let error = parameters(&[("q", "a"), pair]).expect_err("a bad request");
+        assert!(error.code == ErrorCode::BadRequest && error.message.contains(part), "{pair:?}: {}", error.message);
+    }
 }
 
 #[test]
@@ -82,6 +144,24 @@ fn each_bad_value_is_named() {
         (json!({"topic": "a", "filter": {"author": "x".repeat(257)}}), "at most 256"),
         (json!({"topic": "a", "filter": {"since": "yesterday"}}), "2026-11-20T08:30:00Z"),
         (json!({"topic": "a", "filter": {"since": "2026-11-21", "until": "2026-11-20"}}), "before until"),
+        (json!({"topic": "a", "offset": -1}), "offset is -1; it must be a whole number from 0 to 1000"),
+        (json!({"topic": "a", "offset": 1.5}), "0 to 1000"),
+        (json!({"topic": "a", "target": "both", "fusion": "sum"}), "\"rrf\" or \"weighted\""),
+        (json!({"topic": "a", "target": "caption", "fusion": "rrf"}), "for target \"both\""),
+        (json!({"topic": "a", "target": "both", "image_weight": 0.5}), "for fusion \"weighted\""),
+        (json!({"topic": "a", "target": "both", "fusion": "weighted", "image_weight": 1.5}), "from 0 to 1"),
+        (json!({"topic": "a", "filter": {"not_author": 5}}), "filter.not_author must be a string or a list"),
+        (json!({"topic": "a", "filter": {"tags_all": [""]}}), "filter.tags_all is empty"),
+        (json!({"topic": "a", "filter": {"labels_none": "a"}}), "filter.labels_none must be a list of strings"),
+        (json!({"topic": "a", "min_score": [0.5]}), "\"auto\" or \"none\""),
+        (json!({"topic": "a", "min_score": 2}), "from -1 to 1"),
+        (json!({"topic": "a", "freshness": "24h"}), "freshness must be an object"),
+        (json!({"topic": "a", "freshness": {"weight": 0.5}}), "freshness needs its half_life"),
+        (json!({"topic": "a", "freshness": {"half_life": "0s"}}), "freshness.half_life is \"0s\""),
+        (json!({"topic": "a", "freshness": {"half_life": "1000years"}}), "100 years"),
+        (json!({"topic": "a", "freshness": {"half_life": "1h", "weight": 2}}), "freshness.weight is 2"),
+        (json!({"topic": "a", "fold": "true"}), "fold is \"true\"; it must be true or false"),
+        (json!({"topic": "a", "transform": 1}), "transform must be a string"),
         (json!(["topic"]), "not a JSON object"),
     ] {
         let error = parse(&json).expect_err("a bad request");

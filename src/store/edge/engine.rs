@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::store::order::{DELETED, STATE_FIELDS, State};
 use crate::store::rows::{DELETED_AT, Row};
-use crate::store::{Filter, Hit, StoredPoint, VectorName, VectorQuery};
+use crate::store::{Filter, HIDDEN, Hit, LABELS, PayloadPart, StoredPoint, VectorName, VectorQuery};
 
 const TEMPORARY_SEGMENTS: &str = "temp_segments";
 const LOG: &str = "wal";
@@ -31,11 +31,13 @@ const CHUNK: usize = 256;
 /// Points looked at together when doubles are searched for.
 const PAGE: usize = 1_000;
 
-const INDEXES: [(&str, PayloadSchemaType); 6] = [
+const INDEXES: [(&str, PayloadSchemaType); 8] = [
     ("author", PayloadSchemaType::Keyword),
     ("lang", PayloadSchemaType::Keyword),
     ("tags", PayloadSchemaType::Keyword),
     ("created_at", PayloadSchemaType::Datetime),
+    (LABELS, PayloadSchemaType::Keyword),
+    (HIDDEN, PayloadSchemaType::Bool),
     (DELETED, PayloadSchemaType::Bool),
     (DELETED_AT, PayloadSchemaType::Datetime),
 ];
@@ -142,14 +144,24 @@ impl Engine {
             limit: query.limit,
             offset: 0,
             params: None,
-            with_vector: WithVector::Bool(false),
-            with_payload: WithPayloadInterface::Bool(true),
+            with_vector: match query.with.image {
+                true => WithVector::Selector(vec![VectorName::Image.as_str().to_owned()]),
+                false => WithVector::Bool(false),
+            },
+            with_payload: match query.with.payload {
+                PayloadPart::Whole => WithPayloadInterface::Bool(true),
+                PayloadPart::Fields([]) => WithPayloadInterface::Bool(false),
+                PayloadPart::Fields(fields) => {
+                    WithPayloadInterface::Fields(fields.iter().copied().map(field).collect())
+                }
+            },
         })?;
         Ok(points
             .into_iter()
             .filter_map(|point| {
                 let payload = point.payload.map(|payload| payload.0).unwrap_or_default();
-                Some(Hit { id: uuid_of(point.id)?, score: point.score, payload })
+                let [image, _] = dense_vectors(point.vector);
+                Some(Hit { id: uuid_of(point.id)?, score: point.score, payload, image })
             })
             .collect())
     }
@@ -166,7 +178,7 @@ impl Engine {
 
     /// Live posts.
     pub fn count(&self) -> Result<usize, EngineError> {
-        self.count_where(Some(edge_filter(&Filter::default())))
+        self.count_where(Some(EdgeFilter::new_must_not(is_true(DELETED))))
     }
 
     /// As [`crate::store::VectorStore::purge`].
@@ -317,13 +329,15 @@ fn edge_filter(filter: &Filter) -> EdgeFilter {
         let value = Match::Value(MatchValue { value: ValueVariants::String(value.clone()) });
         Condition::Field(FieldCondition::new_match(field(name), value))
     };
+    let any_of = |(name, values): (&str, &Vec<String>)| {
+        let any = || Condition::Field(FieldCondition::new_match(field(name), Match::from(values.clone())));
+        (!values.is_empty()).then(any)
+    };
     let mut must = Vec::new();
     must.extend(filter.lang.as_ref().map(|lang| is("lang", lang)));
     must.extend(filter.author.as_ref().map(|author| is("author", author)));
-    if !filter.tags_any.is_empty() {
-        let any = Match::from(filter.tags_any.clone());
-        must.push(Condition::Field(FieldCondition::new_match(field("tags"), any)));
-    }
+    must.extend(filter.tags_all.iter().map(|tag| is("tags", tag)));
+    must.extend([("tags", &filter.tags_any), (LABELS, &filter.labels_any)].into_iter().filter_map(any_of));
     if filter.since.is_some() || filter.until.is_some() {
         let range = Range {
             gte: filter.since.map(DateTimeWrapper),
@@ -333,18 +347,20 @@ fn edge_filter(filter: &Filter) -> EdgeFilter {
         };
         must.push(Condition::Field(FieldCondition::new_datetime_range(field("created_at"), range)));
     }
-    EdgeFilter { must: Some(must), ..EdgeFilter::new_must_not(is_deleted()) }
+    let mut must_not = vec![is_true(DELETED), is_true(HIDDEN)];
+    must_not.extend([("author", &filter.not_author), (LABELS, &filter.labels_none)].into_iter().filter_map(any_of));
+    EdgeFilter { must: Some(must), must_not: Some(must_not), ..EdgeFilter::new() }
 }
 
-fn is_deleted() -> Condition {
-    let deleted = Match::Value(MatchValue { value: ValueVariants::Bool(true) });
-    Condition::Field(FieldCondition::new_match(field(DELETED), deleted))
+fn is_true(name: &str) -> Condition {
+    let value = Match::Value(MatchValue { value: ValueVariants::Bool(true) });
+    Condition::Field(FieldCondition::new_match(field(name), value))
 }
 
 fn old_markers(before: DateTime<Utc>) -> EdgeFilter {
     let range = Range { lt: Some(DateTimeWrapper(before)), gte: None, gt: None, lte: None };
     let old = Condition::Field(FieldCondition::new_datetime_range(field(DELETED_AT), range));
-    EdgeFilter { must: Some(vec![is_deleted(), old]), ..EdgeFilter::new() }
+    EdgeFilter { must: Some(vec![is_true(DELETED), old]), ..EdgeFilter::new() }
 }
 
 fn field(name: &str) -> JsonPath {
@@ -363,19 +379,20 @@ fn uuid_of(id: PointId) -> Option<Uuid> {
 }
 
 fn stored_point(record: Record) -> Option<StoredPoint> {
-    let mut vectors = match record.vector {
+    let [image, caption] = dense_vectors(record.vector);
+    let payload = record.payload.map(|payload| payload.0).unwrap_or_default();
+    Some(StoredPoint { id: uuid_of(record.id)?, payload, image, caption })
+}
+
+/// The `image` and the `caption` vector.
+fn dense_vectors(vectors: Option<VectorStructInternal>) -> [Option<Vec<f32>>; 2] {
+    let mut vectors = match vectors {
         Some(VectorStructInternal::Named(vectors)) => vectors,
         _ => HashMap::new(),
     };
-    let mut take = |name: VectorName| match vectors.remove(name.as_str()) {
+    [VectorName::Image, VectorName::Caption].map(|name| match vectors.remove(name.as_str()) {
         Some(VectorInternal::Dense(vector)) => Some(vector),
         _ => None,
-    };
-    Some(StoredPoint {
-        id: uuid_of(record.id)?,
-        payload: record.payload.map(|payload| payload.0).unwrap_or_default(),
-        image: take(VectorName::Image),
-        caption: take(VectorName::Caption),
     })
 }
 

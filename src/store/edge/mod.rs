@@ -429,7 +429,7 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
-    use crate::store::{Filter, Order, Origin, Point, VectorName};
+    use crate::store::{Filter, HitParts, Order, Origin, Point, VectorName};
 
     fn upsert(id: u128, version: u64) -> Write {
         Write::Upsert(Point {
@@ -463,8 +463,13 @@ mod tests {
             assert_eq!(states[&Uuid::from_u128(1)].version, Some(round));
             assert_eq!(inner.read(Engine::count).expect("counts"), 1 + round as usize);
         }
-        let query =
-            VectorQuery { vector: vec![0.6, 0.8], using: VectorName::Image, filter: Filter::default(), limit: 10 };
+        let query = VectorQuery {
+            vector: vec![0.6, 0.8],
+            using: VectorName::Image,
+            filter: Filter::default(),
+            limit: 10,
+            with: HitParts::default(),
+        };
         assert_eq!(inner.read(|engine| engine.search(query)).expect("searches").len(), 4);
     }
 }

@@ -7,16 +7,18 @@ use qdrant_client::Payload;
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::points_update_operation::{DeleteVectors, Operation, PointStructList};
 use qdrant_client::qdrant::vectors_output::VectorsOptions;
+use qdrant_client::qdrant::with_payload_selector::SelectorOptions as PayloadOptions;
 use qdrant_client::qdrant::{
-    Condition, DatetimeRange, Filter as QdrantFilter, NamedVectors, PointId, PointStruct, PointsUpdateOperation,
-    RetrievedPoint, ScoredPoint, Timestamp, Value, VectorsOutput, VectorsSelector, vector_output,
+    Condition, DatetimeRange, Filter as QdrantFilter, NamedVectors, PayloadIncludeSelector, PointId, PointStruct,
+    PointsUpdateOperation, RetrievedPoint, ScoredPoint, Timestamp, Value, VectorsOutput, VectorsSelector,
+    vector_output,
 };
 use serde_json::Map;
 use uuid::Uuid;
 
 use crate::store::order::{DELETED, REVISION, State};
 use crate::store::rows::{DELETED_AT, Row};
-use crate::store::{Filter, Hit, StoredPoint, VectorName};
+use crate::store::{Filter, HIDDEN, Hit, LABELS, PayloadPart, StoredPoint, VectorName};
 
 /// A row with what its decision stands on: the state before (`None`: there was no point) and after.
 pub(super) struct Conditional<'a> {
@@ -85,14 +87,19 @@ fn point(row: &Row) -> PointStruct {
     PointStruct::new(row.id.to_string(), vectors, Payload::from(row.payload.clone()))
 }
 
-/// Live posts that fulfil the conditions.
+/// Every post, hidden ones too.
+pub(super) fn live() -> QdrantFilter {
+    QdrantFilter::must_not([Condition::matches(DELETED, true)])
+}
+
+/// Live posts that are not hidden and fulfil the conditions.
 pub(super) fn filter(filter: &Filter) -> QdrantFilter {
     let mut must = Vec::new();
     must.extend(filter.lang.iter().map(|lang| Condition::matches("lang", lang.clone())));
     must.extend(filter.author.iter().map(|author| Condition::matches("author", author.clone())));
-    if !filter.tags_any.is_empty() {
-        must.push(Condition::matches("tags", filter.tags_any.clone()));
-    }
+    must.extend(filter.tags_all.iter().map(|tag| Condition::matches("tags", tag.clone())));
+    let any = [("tags", &filter.tags_any), (LABELS, &filter.labels_any)];
+    must.extend(any.into_iter().filter_map(|(field, any)| any_of(field, any)));
     if filter.since.is_some() || filter.until.is_some() {
         let range = DatetimeRange {
             gte: filter.since.map(timestamp),
@@ -101,7 +108,15 @@ pub(super) fn filter(filter: &Filter) -> QdrantFilter {
         };
         must.push(Condition::datetime_range("created_at", range));
     }
-    QdrantFilter { must, ..QdrantFilter::must_not([Condition::matches(DELETED, true)]) }
+    let mut must_not = vec![Condition::matches(DELETED, true), Condition::matches(HIDDEN, true)];
+    let none = [("author", &filter.not_author), (LABELS, &filter.labels_none)];
+    must_not.extend(none.into_iter().filter_map(|(field, none)| any_of(field, none)));
+    QdrantFilter { must, must_not, ..QdrantFilter::default() }
+}
+
+/// `None` where there is nothing to be equal to.
+fn any_of(field: &str, values: &[String]) -> Option<Condition> {
+    (!values.is_empty()).then(|| Condition::matches(field, values.to_vec()))
 }
 
 fn timestamp(time: DateTime<Utc>) -> Timestamp {
@@ -113,20 +128,37 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
 }
 
 pub(super) fn hit(point: ScoredPoint) -> Option<Hit> {
-    Some(Hit { id: uuid(point.id)?, score: point.score, payload: json(point.payload) })
+    let [image, _] = dense_vectors(point.vectors);
+    Some(Hit { id: uuid(point.id)?, score: point.score, payload: json(point.payload), image })
+}
+
+/// What of a payload is sent.
+pub(super) fn payload_part(part: PayloadPart) -> PayloadOptions {
+    match part {
+        PayloadPart::Whole => true.into(),
+        PayloadPart::Fields([]) => false.into(),
+        PayloadPart::Fields(fields) => {
+            let fields = fields.iter().map(ToString::to_string).collect();
+            PayloadIncludeSelector { fields }.into()
+        }
+    }
 }
 
 pub(super) fn stored_point(point: RetrievedPoint) -> Option<StoredPoint> {
-    let mut vectors = match point.vectors {
+    let [image, caption] = dense_vectors(point.vectors);
+    Some(StoredPoint { id: uuid(point.id)?, payload: json(point.payload), image, caption })
+}
+
+/// The `image` and the `caption` vector.
+fn dense_vectors(vectors: Option<VectorsOutput>) -> [Option<Vec<f32>>; 2] {
+    let mut vectors = match vectors {
         Some(VectorsOutput { vectors_options: Some(VectorsOptions::Vectors(named)) }) => named.vectors,
         _ => HashMap::new(),
     };
-    let mut take = |name: VectorName| match vectors.remove(name.as_str())?.into_vector() {
+    [VectorName::Image, VectorName::Caption].map(|name| match vectors.remove(name.as_str())?.into_vector() {
         vector_output::Vector::Dense(dense) => Some(dense.data),
         _ => None,
-    };
-    let (image, caption) = (take(VectorName::Image), take(VectorName::Caption));
-    Some(StoredPoint { id: uuid(point.id)?, payload: json(point.payload), image, caption })
+    })
 }
 
 fn uuid(id: Option<PointId>) -> Option<Uuid> {

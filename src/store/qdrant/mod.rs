@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
     CountPointsBuilder, DeletePointsBuilder, GetPointsBuilder, PayloadIncludeSelector, Query, QueryPointsBuilder,
-    UpdateBatchPointsBuilder, UpdateResult, UpdateStatus,
+    UpdateBatchPointsBuilder, UpdateResult, UpdateStatus, VectorsSelector,
 };
 use uuid::Uuid;
 
@@ -23,7 +23,7 @@ use self::convert::Conditional;
 use self::fault::Faults;
 use super::order::{STATE_FIELDS, State};
 use super::rows::{self, Plan};
-use super::{Hit, ModelStamp, Outcome, QdrantConfig, StoredPoint, VectorQuery, VectorStore, Write};
+use super::{Hit, ModelStamp, Outcome, QdrantConfig, StoredPoint, VectorName, VectorQuery, VectorStore, Write};
 use crate::error::{Fault, Outage};
 
 /// Points in one request; Qdrant's makers advise 64 to 256. With the largest posts that the default limits let
@@ -113,8 +113,7 @@ impl QdrantStore {
 
 impl QdrantStore {
     async fn count_live(&self, exact: bool) -> Result<u64, Fault> {
-        let live = convert::filter(&super::Filter::default());
-        let request = CountPointsBuilder::new(&self.collection).filter(live).exact(exact);
+        let request = CountPointsBuilder::new(&self.collection).filter(convert::live()).exact(exact);
         let response = self.client.count(request).await;
         let result = response.map_err(|error| self.faults.at_run_time("count", &error))?.result;
         Ok(result.map(|result| result.count).unwrap_or_default())
@@ -162,7 +161,11 @@ impl VectorStore for QdrantStore {
             .using(query.using.as_str())
             .filter(convert::filter(&query.filter))
             .limit(query.limit as u64)
-            .with_payload(true);
+            .with_payload(convert::payload_part(query.with.payload));
+        let request = match query.with.image {
+            true => request.with_vectors(VectorsSelector { names: vec![VectorName::Image.as_str().to_owned()] }),
+            false => request,
+        };
         let response = self.client.query(request).await;
         let points = response.map_err(|error| self.faults.at_run_time("search", &error))?.result;
         Ok(points.into_iter().filter_map(convert::hit).collect())

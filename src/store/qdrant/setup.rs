@@ -12,17 +12,19 @@ use super::fault::Faults;
 use crate::error::Fault;
 use crate::store::order::{DELETED, REVISION};
 use crate::store::rows::DELETED_AT;
-use crate::store::{ModelStamp, QdrantConfig, VectorName};
+use crate::store::{HIDDEN, LABELS, ModelStamp, QdrantConfig, VectorName};
 
 /// The first server with conditional upserts. An older one takes the request and ignores the condition, and an older
 /// write would win.
 const OLDEST_SERVER: (u64, u64) = (1, 16);
 
-const INDEXES: [(&str, FieldType); 7] = [
+const INDEXES: [(&str, FieldType); 9] = [
     ("author", FieldType::Keyword),
     ("lang", FieldType::Keyword),
     ("tags", FieldType::Keyword),
     ("created_at", FieldType::Datetime),
+    (LABELS, FieldType::Keyword),
+    (HIDDEN, FieldType::Bool),
     (REVISION, FieldType::Integer),
     (DELETED, FieldType::Bool),
     (DELETED_AT, FieldType::Datetime),
