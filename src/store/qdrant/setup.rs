@@ -18,6 +18,10 @@ use crate::store::{HIDDEN, LABELS, ModelStamp, QdrantConfig, VectorName};
 /// write would win.
 const OLDEST_SERVER: (u64, u64) = (1, 16);
 
+/// The first server that logs the outcome of a conditional upsert. Older ones log its condition and decide it again when
+/// they are started after a kill, by data that may be newer (qdrant/qdrant#9575, #9678).
+const REPLAYS_OUTCOMES: (u64, u64) = (1, 19);
+
 const INDEXES: [(&str, FieldType); 9] = [
     ("author", FieldType::Keyword),
     ("lang", FieldType::Keyword),
@@ -72,7 +76,18 @@ pub(super) async fn connect(config: &QdrantConfig, faults: &Faults) -> Result<Qd
             OLDEST_SERVER.0,
             OLDEST_SERVER.1
         ))),
-        _ => Ok(client),
+        found => {
+            if found.is_some_and(|found| found < REPLAYS_OUTCOMES) {
+                tracing::warn!(
+                    "qdrant at {} is version {version}: killed in the middle of a flush, it may lose writes that it \
+                     acknowledged (qdrant/qdrant#9575); use {}.{} or newer",
+                    faults.server(),
+                    REPLAYS_OUTCOMES.0,
+                    REPLAYS_OUTCOMES.1
+                );
+            }
+            Ok(client)
+        }
     }
 }
 
@@ -219,6 +234,8 @@ mod tests {
         assert!(parse_version("1.9.7").is_some_and(|version| version < OLDEST_SERVER));
         assert!(parse_version("v1.16.0").is_some_and(|version| version >= OLDEST_SERVER));
         assert!(parse_version("2.0.0-dev").is_some_and(|version| version >= OLDEST_SERVER));
+        assert!(parse_version("1.18.3").is_some_and(|version| version < REPLAYS_OUTCOMES));
+        assert!(parse_version("1.19.0").is_some_and(|version| version >= REPLAYS_OUTCOMES));
         assert_eq!(parse_version("dev"), None);
     }
 }
