@@ -1,9 +1,9 @@
 //! The query worker: a request in, the best posts out.
 //!
 //! ```text
-//! http   POST /v1/search, GET /v1/search, the page --+
-//!                                                    +--> service: permit -> embed -> store -> rank -> answer
-//! kafka  requests topic -> ... -> results topic -----+
+//! http   POST and GET /v1/search, batches, the page ------+
+//!                                                         +--> service: place -> embed -> store -> rank -> answer
+//! kafka  requests topic -> ... -> results or reply topic --+
 //! ```
 
 mod admission;

@@ -65,6 +65,9 @@ fn wrong_configuration_is_exit_code_2_before_anything_starts() {
         ("images.concurrency=0", "images.concurrency"),
         ("images.root=/no/such/folder", "images.root"),
         ("store.qdrant.url=localhost", "store.qdrant.url"),
+        (r#"query.cors_origins=["https://a.example/"]"#, "query.cors_origins"),
+        ("query.api_keys_file=/no/such/file", "query.api_keys_file"),
+        (r#"query.reply_topics=["search.requests"]"#, "query.reply_topics"),
         (r#"encoder.providers=["gpu"]"#, "\"cuda\", \"tensorrt\", \"cpu\""),
     ] {
         refuses(&["config", "check", "--set", assignment], 2, &[says]);

@@ -173,10 +173,10 @@ pub struct SearchFilter {
     #[schema(max_items = 64)]
     pub labels_none: Option<Vec<String>>,
     /// Not before: RFC 3339, or a day.
-    #[schema(example = "2026-11-01T00:00:00Z")]
+    #[schema(format = DateTime, example = "2026-11-01T00:00:00Z")]
     pub since: Option<String>,
     /// Before: RFC 3339, or a day.
-    #[schema(example = "2026-12-01")]
+    #[schema(format = DateTime, example = "2026-12-01T00:00:00Z")]
     pub until: Option<String>,
 }
 
@@ -230,8 +230,10 @@ pub struct SearchParameters {
     #[param(max_items = 64)]
     pub label_none: Option<Vec<String>>,
     /// Not before: RFC 3339, or a day.
+    #[param(format = DateTime)]
     pub since: Option<String>,
     /// Before: RFC 3339, or a day.
+    #[param(format = DateTime)]
     pub until: Option<String>,
     /// How target `both` makes one ranking of two; only with that target.
     pub fusion: Option<SearchFusion>,
@@ -270,6 +272,11 @@ pub fn served(description: &utoipa::openapi::OpenApi, config: &QueryConfig) -> V
     value["info"]["version"] = json!(env!("CARGO_PKG_VERSION"));
     let errors = errors(config);
     for operation in operations(&mut value) {
+        let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+        for parameter in parameters.into_iter().flatten().filter(|parameter| parameter["name"] == "top_k") {
+            parameter["schema"]["maximum"] = json!(config.max_top_k);
+            parameter["schema"]["default"] = json!(config.top_k);
+        }
         if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
             for (status, response) in &errors {
                 responses.entry(status.clone()).or_insert_with(|| response.clone());
@@ -289,6 +296,11 @@ pub fn served(description: &utoipa::openapi::OpenApi, config: &QueryConfig) -> V
     for schema in schemas.as_object_mut().into_iter().flat_map(Map::values_mut) {
         close(schema);
     }
+    let (given, absent) = (json!({"not": {"type": "null"}}), json!({"type": "null"}));
+    schemas["Search"]["oneOf"] = json!([
+        {"required": ["topic"], "properties": {"topic": given, "image": absent}},
+        {"required": ["image"], "properties": {"topic": absent, "image": given}},
+    ]);
     if let Some(keys) = keys_scheme(config) {
         value["components"]["securitySchemes"] = keys;
         value["security"] = json!([{"bearer": []}, {"header": []}]);
@@ -405,6 +417,9 @@ mod tests {
         let open = description(&["query.max_top_k=7", "query.max_batch=3"]);
         let schemas = &open["components"]["schemas"];
         assert_eq!(schemas["Search"]["properties"]["top_k"]["maximum"], 7);
+        let parameters = open["paths"]["/v1/search"]["get"]["parameters"].as_array().expect("a list");
+        let top_k = parameters.iter().find(|parameter| parameter["name"] == "top_k").expect("described");
+        assert_eq!(top_k["schema"]["maximum"], 7);
         assert_eq!(schemas["BatchBody"]["properties"]["searches"]["maxItems"], 3);
         let search = &open["paths"]["/v1/search"]["post"]["responses"];
         assert_eq!(keys(search), names(["200", "400", "403", "413", "422", "429", "503"]));

@@ -87,7 +87,8 @@ function schemaCard(name, schema) {
   const card = make("section", { class: "card", id: name }, make("h3", {}, name), ...paragraphs(schema.description));
   const required = new Set(schema.required ?? []);
   const entries = Object.entries(schema.properties ?? {});
-  for (const choice of schema.oneOf ?? schema.anyOf ?? []) {
+  // Beside properties, a choice only says which of them exclude one another, as the description does in words.
+  for (const choice of schema.properties ? [] : (schema.oneOf ?? schema.anyOf ?? [])) {
     if (choice.properties) entries.push(...Object.entries(choice.properties));
     else card.append(make("p", {}, ...typeOf(choice)));
   }
