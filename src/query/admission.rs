@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Waiting searches for each place; of more, the oldest is refused at once.
-const WAITING_PER_PLACE: usize = 4;
+const WAITING_PER_PLACE: usize = 2;
 
 /// How work waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use self::engine::{Engine, EngineConfig, EngineError};
@@ -45,6 +46,9 @@ const CLOSE_POLL: Duration = Duration::from_millis(50);
 pub struct EdgeStore {
     inner: Arc<Inner>,
     keeper: Mutex<Option<Keeper>>,
+    /// A search keeps a core busy: of more at a time than there are cores, none would end sooner, and everything else,
+    /// refusals included, would wait among them.
+    searching: Arc<Semaphore>,
 }
 
 /// The thread of the background work: dropping `stop` ends it, and it drops its end of `ended` then.
@@ -86,7 +90,8 @@ impl EdgeStore {
         blocking(move || {
             let inner = Arc::new(Inner::open(&config, &alias, &stamp, metrics)?);
             let keeper = Keeper::start(Arc::clone(&inner))?;
-            Ok(Self { inner, keeper: Mutex::new(Some(keeper)) })
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok(Self { inner, keeper: Mutex::new(Some(keeper)), searching: Arc::new(Semaphore::new(cores)) })
         })
         .await
     }
@@ -103,8 +108,15 @@ impl VectorStore for EdgeStore {
         if query.limit == 0 {
             return Ok(Vec::new());
         }
+        let permit = Arc::clone(&self.searching).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed. This is a bug.");
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.read(|engine| engine.search(query))).await
+        blocking(move || {
+            // Held by the work: a search that was given up leaves its work running.
+            let _held = permit;
+            inner.read(|engine| engine.search(query))
+        })
+        .await
     }
 
     async fn get(&self, ids: &[Uuid]) -> Result<Vec<StoredPoint>, Fault> {
