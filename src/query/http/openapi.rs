@@ -273,9 +273,14 @@ pub fn served(description: &utoipa::openapi::OpenApi, config: &QueryConfig) -> V
     let errors = errors(config);
     for operation in operations(&mut value) {
         let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
-        for parameter in parameters.into_iter().flatten().filter(|parameter| parameter["name"] == "top_k") {
-            parameter["schema"]["maximum"] = json!(config.max_top_k);
-            parameter["schema"]["default"] = json!(config.top_k);
+        for parameter in parameters.into_iter().flatten() {
+            let (most, default) = match parameter["name"].as_str() {
+                Some("top_k") => (config.max_top_k, config.top_k),
+                Some("offset") => (config.max_offset, 0),
+                _ => continue,
+            };
+            parameter["schema"]["maximum"] = json!(most);
+            parameter["schema"]["default"] = json!(default);
         }
         if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
             for (status, response) in &errors {
