@@ -204,7 +204,7 @@ async fn tell(
 async fn answer(search: &SearchService, title: &str, request: SearchRequest) -> Result<()> {
     match search.search(request, Source::Cli).await {
         Ok(response) => {
-            output::print(format_args!("\n{title}  ({:.1} ms)\n{}", response.took_ms, table::render(&response)))
+            output::print(format_args!("\n{title}  ({:.1} ms)\n{}", response.took_ms, table::render(&response, None)))
         }
         Err(error) => bail!("the sample topic {title:?} was not answered: {error}"),
     }

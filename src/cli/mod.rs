@@ -8,21 +8,24 @@ mod eval;
 mod health;
 mod ingest;
 mod lines;
+mod manual;
 mod matching;
 mod model;
 mod output;
+mod pictures;
 mod produce;
 mod progress;
 mod query;
 mod search;
 mod start;
 mod table;
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use toml::Value;
 
 use crate::config::{Config, Overrides};
@@ -61,7 +64,7 @@ enum Command {
     Query(query::Arguments),
     Demo(demo::Arguments),
     Produce(produce::Arguments),
-    Search(search::Arguments),
+    Search(Box<search::Arguments>),
     Match(matching::Arguments),
     Eval(eval::Arguments),
     Embed(embed::Arguments),
@@ -71,6 +74,8 @@ enum Command {
     Dlq(dlq::Command),
     #[command(subcommand)]
     Config(configuration::Command),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Parses the command line, runs the command, and says what went wrong in one line on stderr.
@@ -79,6 +84,15 @@ pub fn main() -> ExitCode {
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
     let cli = Cli::parse();
+    // These know nothing of a configuration, and so no mistake in one keeps them from their work.
+    let told = match &cli.command {
+        Command::Completions(arguments) => Some(arguments.run(Cli::command())),
+        Command::Man(arguments) => Some(arguments.run(Cli::command())),
+        _ => None,
+    };
+    if let Some(told) = told {
+        return ended(told);
+    }
     let overrides = Overrides { files: cli.global.files, set: cli.global.set };
     let presets = match &cli.command {
         Command::Demo(arguments) => arguments.presets(),
@@ -92,7 +106,11 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    match run(cli.command, config) {
+    ended(run(cli.command, config))
+}
+
+fn ended(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) if error.is::<WrongUse>() => fail(&error, EXIT_USAGE),
@@ -140,7 +158,7 @@ fn run(command: Command, config: Config) -> Result<()> {
             Command::Embed(arguments) => arguments.run(config).await,
             Command::Model(command) => command.run(config).await,
             Command::Dlq(command) => command.run(config).await,
-            Command::Config(_) => Ok(()),
+            Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
         }
     });
     // A picture that is still being decoded must not hold up an end that was asked for.

@@ -14,19 +14,30 @@ struct Asset {
     content: &'static str,
 }
 
+const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-const ASSETS: [Asset; 12] = [
+const ASSETS: [Asset; 22] = [
     Asset { path: "/", content_type: "text/html; charset=utf-8", content: include_str!("web/index.html") },
-    Asset { path: "/style.css", content_type: "text/css; charset=utf-8", content: include_str!("web/style.css") },
+    Asset { path: "/style.css", content_type: CSS, content: include_str!("web/style.css") },
+    Asset { path: "/parts.css", content_type: CSS, content: include_str!("web/parts.css") },
     Asset { path: "/icon.svg", content_type: "image/svg+xml", content: include_str!("web/icon.svg") },
+    Asset { path: "/theme.js", content_type: JAVASCRIPT, content: include_str!("web/theme.js") },
     Asset { path: "/app.js", content_type: JAVASCRIPT, content: include_str!("web/app.js") },
+    Asset { path: "/answer.js", content_type: JAVASCRIPT, content: include_str!("web/answer.js") },
     Asset { path: "/api.js", content_type: JAVASCRIPT, content: include_str!("web/api.js") },
     Asset { path: "/cards.js", content_type: JAVASCRIPT, content: include_str!("web/cards.js") },
+    Asset { path: "/filters.js", content_type: JAVASCRIPT, content: include_str!("web/filters.js") },
+    Asset { path: "/kept.js", content_type: JAVASCRIPT, content: include_str!("web/kept.js") },
     Asset { path: "/live.js", content_type: JAVASCRIPT, content: include_str!("web/live.js") },
     Asset { path: "/picture.js", content_type: JAVASCRIPT, content: include_str!("web/picture.js") },
+    Asset { path: "/query.js", content_type: JAVASCRIPT, content: include_str!("web/query.js") },
+    Asset { path: "/stream.js", content_type: JAVASCRIPT, content: include_str!("web/stream.js") },
+    Asset { path: "/suggest.js", content_type: JAVASCRIPT, content: include_str!("web/suggest.js") },
+    Asset { path: "/text.js", content_type: JAVASCRIPT, content: include_str!("web/text.js") },
+    Asset { path: "/watch.js", content_type: JAVASCRIPT, content: include_str!("web/watch.js") },
     Asset { path: "/docs", content_type: "text/html; charset=utf-8", content: include_str!("web/docs.html") },
-    Asset { path: "/docs.css", content_type: "text/css; charset=utf-8", content: include_str!("web/docs.css") },
+    Asset { path: "/docs.css", content_type: CSS, content: include_str!("web/docs.css") },
     Asset { path: "/docs.js", content_type: JAVASCRIPT, content: include_str!("web/docs.js") },
     Asset { path: "/words.js", content_type: JAVASCRIPT, content: include_str!("web/words.js") },
 ];

@@ -4,6 +4,7 @@
 
 mod api;
 mod binary;
+mod browser;
 mod bundles;
 mod captions;
 mod dead_letters;
@@ -28,6 +29,7 @@ mod memory;
 mod outage_support;
 mod outages;
 mod page;
+mod page_states;
 mod parity;
 mod picture_memory;
 mod pipeline;
@@ -53,3 +55,4 @@ mod store_limits;
 mod store_order;
 mod store_server;
 mod store_support;
+mod terminal;

@@ -130,11 +130,15 @@ impl Worker {
     pub async fn empty(set: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = format!("store.edge.dir={}", folder.path().join("store").display());
-        let config = config(&[&["store.kind=edge", &path], set].concat());
+        Self { _folder: Some(folder), ..Self::at(&config(&[&["store.kind=edge", &path], set].concat())).await }
+    }
+
+    /// A worker over the store of a configuration.
+    pub async fn at(config: &Config) -> Self {
         let encoder = encoder();
         let stamp = ModelStamp { model: encoder.bundle.id.clone(), dimension: encoder.bundle.dimension };
         let store = store::open(&config.store, &stamp, &Metrics::new()).await.expect("the store opens");
-        Self { _folder: Some(folder), ..Self::over(&config, store).await }
+        Self::over(config, store).await
     }
 
     /// A worker over the store that an ingest worker fills.

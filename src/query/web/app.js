@@ -1,267 +1,194 @@
 // The page: what is searched for (in the address, so that it can be shared and gone back to), and what comes of it.
 
+import * as answers from "./answer.js";
 import * as api from "./api.js";
-import { card, placeholder } from "./cards.js";
-import { showLive, startLive } from "./live.js";
+import { addFilter, loadLabels, openFilters, showFilters, showLabels, watchFilters } from "./filters.js";
+import { keep, recall } from "./kept.js";
+import { pollNow, showLive, startLive } from "./live.js";
 import { watchForPictures } from "./picture.js";
+import { activeFilters, emptyQuery, fromAddress, isAsked, toAddress, toRequest, withoutFilters } from "./query.js";
+import { remember, suggestRecent } from "./suggest.js";
+import { keepTimes, shortened } from "./text.js";
+import * as watch from "./watch.js";
 import { locale, switchLanguage, translate, words } from "./words.js";
 
-const TOP_K = 5;
-const FILTERS = ["author", "lang", "tag", "since", "until"];
+const TOAST = 4000;
+/** Most answers come within milliseconds: a flash of placeholders would only flicker. */
+const PATIENCE = 150;
 
 const byId = (id) => document.getElementById(id);
-const form = byId("search");
 const topic = byId("topic");
 const cards = byId("cards");
-const results = byId("results");
-const filters = byId("filters");
 
-/** The subject beside the topic: `{name, thumbnail, postId}` of a stored post, or `{name, thumbnail, data}` of a file. */
-let subject = null;
+let query = emptyQuery();
+/** The request under way, as its AbortController. */
 let running = null;
-/** What the result area shows, to show it anew in the other language. */
-let shown = () => {};
+/** All hits of the search so far. */
+let hits = [];
 /** A picture from a file does not fit into the address: it stays in memory, and the history knows its number. */
 const files = [];
 
-// ---- the search as a form, an address, a request ------------------------------------------------------------------
+// ---- the search ---------------------------------------------------------------------------------------------------
 
-function fields() {
-  const values = { target: form.elements.target.value };
-  for (const name of FILTERS) values[name] = form.elements[name].value.trim();
-  return values;
-}
-
-function address() {
-  const parameters = new URLSearchParams();
-  if (subject?.postId) parameters.set("post", subject.postId);
-  else if (!subject && topic.value.trim()) parameters.set("q", topic.value.trim());
-  for (const [name, value] of Object.entries(fields())) {
-    if (value && !(name === "target" && value === "image")) parameters.set(name, value);
-  }
-  const query = parameters.toString();
-  return query ? `/?${query}` : "/";
-}
-
-function readAddress(state) {
-  const parameters = new URLSearchParams(location.search);
-  const target = parameters.get("target");
-  form.elements.target.value = ["image", "caption", "both"].includes(target) ? target : "image";
-  for (const name of FILTERS) form.elements[name].value = parameters.get(name) ?? "";
-  topic.value = parameters.get("q") ?? "";
-  const postId = parameters.get("post");
-  if (postId) setSubject({ name: state?.name ?? words().likePost, thumbnail: null, postId });
-  else setSubject(files[state?.file] ?? null);
-  showFilters(activeFilters() > 0);
-}
-
-function request() {
-  const values = fields();
-  const filter = {};
-  if (values.author) filter.author = values.author;
-  if (values.lang) filter.lang = values.lang;
-  if (values.tag) filter.tags_any = [values.tag];
-  // The form has the viewer's wall clock, the server takes moments.
-  for (const name of ["since", "until"]) {
-    const time = new Date(values[name] || NaN);
-    if (!Number.isNaN(time.getTime())) filter[name] = time.toISOString();
-  }
-  const asked = { top_k: TOP_K, target: values.target, filter };
-  if (subject?.postId) asked.image = { post_id: subject.postId };
-  else if (subject) asked.image = { base64: subject.data };
-  else asked.topic = topic.value.trim();
-  return asked;
-}
-
-function isAsked() {
-  return subject !== null || topic.value.trim() !== "";
-}
-
-function activeFilters() {
-  return FILTERS.filter((name) => form.elements[name].value.trim() !== "").length;
-}
-
-function showFilters(open) {
-  filters.hidden = !open;
-  byId("filters-toggle").ariaExpanded = String(open);
-  countFilters();
-}
-
-function countFilters() {
-  const count = activeFilters();
-  byId("filters-count").hidden = count === 0;
-  byId("filters-count").textContent = count;
-}
-
-function setSubject(next) {
-  subject = next;
-  const chip = byId("subject");
-  chip.hidden = next === null;
-  if (next === null) return;
-  topic.value = "";
-  byId("subject-name").textContent = next.name;
-  const picture = byId("subject-picture");
-  picture.hidden = !next.thumbnail;
-  if (next.thumbnail) {
-    picture.src = next.thumbnail;
-  } else if (next.postId) {
-    api.thumbnail(next.postId).then((thumbnail) => {
-      if (subject !== next || !thumbnail.startsWith("data:image/")) return;
-      next.thumbnail = thumbnail;
-      picture.src = thumbnail;
-      picture.hidden = false;
-    }).catch(() => {});
-  }
-}
-
-// ---- searching ----------------------------------------------------------------------------------------------------
-
-/** Searches for what the form says, as a new step of the history. */
-function submit() {
-  if (!isAsked()) return reset();
+/** Searches for `next`, as a new step of the history. */
+function go(next) {
+  query = next;
   const state = {};
-  if (subject?.data) {
-    if (!files.includes(subject)) files.push(subject);
-    state.file = files.indexOf(subject);
-  } else if (subject) {
-    state.name = subject.name;
+  if (query.subject?.data) {
+    if (!files.includes(query.subject)) files.push(query.subject);
+    state.file = files.indexOf(query.subject);
+  } else if (query.subject) {
+    state.name = query.subject.name;
   }
-  const next = address();
-  if (next === location.pathname + location.search && state.file === history.state?.file) {
-    history.replaceState(state, "", next);
-  } else {
-    history.pushState(state, "", next);
-  }
+  const address = toAddress(query);
+  const same = address === location.pathname + location.search && state.file === history.state?.file;
+  history[same ? "replaceState" : "pushState"](state, "", address);
   return run();
 }
 
-/** Searches again for what one of the form's choices has changed. */
-function refine() {
-  countFilters();
-  if (isAsked()) submit();
+function readAddress(state) {
+  query = fromAddress(location.search, (postId) => {
+    if (postId) return { name: state?.name ?? words().likePost, thumbnail: null, postId };
+    return files[state?.file] ?? null;
+  });
+}
+
+/** What the form shows of the query, and the chips. */
+function showQuery() {
+  topic.value = query.topic;
+  showFilters(query);
+  showSubject();
+  document.body.dataset.view = isAsked(query) ? "results" : "start";
+  const name = query.subject?.name ?? query.topic;
+  document.title = isAsked(query) ? `${shortened(name, 80)} · feedlens` : "feedlens";
+  showWatchThis();
+}
+
+function showSubject() {
+  const subject = query.subject;
+  byId("subject").hidden = subject === null;
+  if (subject === null) return;
+  byId("subject-name").textContent = shortened(subject.name, 80);
+  const picture = byId("subject-picture");
+  picture.hidden = !subject.thumbnail;
+  if (subject.thumbnail) {
+    picture.src = subject.thumbnail;
+  } else if (subject.postId) {
+    api.thumbnail(subject.postId).then((thumbnail) => {
+      subject.thumbnail = thumbnail.startsWith("data:image/") ? thumbnail : null;
+      if (subject.thumbnail && query.subject === subject) showSubject();
+    }).catch(() => {});
+  }
 }
 
 async function run() {
   running?.abort();
   const own = new AbortController();
   running = own;
-  if (!isAsked()) return showNothing();
-  document.title = `${subject?.name ?? topic.value.trim()} · feedlens`;
-  results.setAttribute("aria-busy", "true");
-  // Most answers come within milliseconds: a flash of placeholders would only flicker.
-  const patience = setTimeout(showLoading, 150);
+  hits = [];
+  showQuery();
+  if (!isAsked(query)) {
+    answers.setBusy(false);
+    return answers.showNothing();
+  }
+  answers.setBusy(true);
+  const patience = setTimeout(answers.showLoading, PATIENCE);
   try {
-    const response = await api.search(request(), own.signal);
-    if (running === own) show(() => showAnswer(response));
+    const answer = await api.search(toRequest(query), own.signal);
+    if (running !== own) return;
+    hits = answer.hits;
+    if (!query.subject) remember(query.topic);
+    answers.showAnswer(query, answer, hits);
   } catch (error) {
-    if (error.name !== "AbortError" && running === own) show(() => showFailure(error));
+    if (error.name !== "AbortError" && running === own) answers.showFailure(error);
   } finally {
     clearTimeout(patience);
-    if (running === own) results.setAttribute("aria-busy", "false");
+    if (running === own) answers.setBusy(false);
   }
 }
 
-function show(view) {
-  shown = view;
-  view();
-}
-
-function clearResults() {
-  cards.replaceChildren();
-  byId("summary").textContent = "";
-  byId("notice").hidden = true;
-  byId("zone").hidden = true;
-}
-
-function showNothing() {
-  document.title = "feedlens";
-  results.setAttribute("aria-busy", "false");
-  show(() => {
-    clearResults();
-    byId("zone").hidden = false;
-  });
-}
-
-function showLoading() {
-  clearResults();
-  byId("summary").textContent = words().loading;
-  cards.replaceChildren(...Array.from({ length: TOP_K }, placeholder));
-}
-
-function showAnswer(response) {
-  clearResults();
-  if (response.hits.length === 0) {
-    notice(words().emptyTitle, activeFilters() > 0 ? words().emptyFiltered : words().emptyFeed);
-    return;
-  }
-  const number = new Intl.NumberFormat(locale(), { maximumFractionDigits: 1 });
-  byId("summary").textContent =
-    words().summary(response.hits.length, response.candidates, number.format(response.took_ms));
-  cards.replaceChildren(...response.hits.map((hit) => card(hit, { similar, filter, thumbnail: api.thumbnail })));
-}
-
-function showFailure(error) {
-  clearResults();
-  const table = words();
-  if (error.code === "unauthorized") {
-    notice(table.keyTitle, table.keyText, { key: true });
-    byId("key-value").focus();
-  } else if (error.code === "offline" || !(error instanceof api.ApiError)) {
-    notice(table.offlineTitle, table.offlineText, { retry: true });
-  } else {
-    notice(table.failedTitle, error.message, { retry: ["overloaded", "unavailable", "internal"].includes(error.code) });
+async function more() {
+  const own = running;
+  const before = hits.length;
+  byId("more").disabled = true;
+  try {
+    const answer = await api.search(toRequest(query, before), own.signal);
+    if (running !== own) return;
+    hits = [...hits, ...answer.hits];
+    answers.showAnswer(query, answer, hits);
+    answers.focusCard(before);
+  } catch (error) {
+    if (error.name !== "AbortError" && running === own) tell(error.message || words().offlineTitle);
+  } finally {
+    byId("more").disabled = false;
   }
 }
 
-function notice(title, text, { retry = false, key = false } = {}) {
-  byId("notice-title").textContent = title;
-  byId("notice-text").textContent = text;
-  byId("retry").hidden = !retry;
-  byId("key").hidden = !key;
-  byId("notice").hidden = false;
+/** A filter or an option was changed: searched anew at once, if anything is searched for. */
+function refine(next) {
+  if (isAsked(next)) return go(next);
+  query = next;
+  showQuery();
 }
 
-function similar(hit, thumbnail) {
-  const caption = (hit.caption ?? "").trim();
-  setSubject({ name: caption.slice(0, 80) || words().likePost, thumbnail, postId: hit.post_id });
-  submit();
+function forTopic(text, target = query.target) {
+  const asked = text.trim();
+  if (asked === "") return reset();
+  return go({ ...query, topic: asked, subject: null, target, nearest: false, unfolded: false });
+}
+
+function similar(post, thumbnail) {
+  go({ ...query, topic: "", subject: subjectOf(post, thumbnail), nearest: false, unfolded: false });
   scrollTo({ top: 0 });
   topic.focus({ preventScroll: true });
 }
 
-function filter(name, value) {
-  form.elements[name].value = value;
-  showFilters(true);
-  submit();
+/** The posts that were folded into this one. */
+function unfold(hit, thumbnail) {
+  go({ ...query, topic: "", subject: subjectOf(hit, thumbnail), unfolded: true });
+  scrollTo({ top: 0 });
+}
+
+function subjectOf(post, thumbnail) {
+  const caption = shortened(post.caption, 80).trim();
+  return { name: caption || words().likePost, thumbnail, postId: post.post_id };
 }
 
 function reset() {
-  setSubject(null);
-  topic.value = "";
-  if (location.search || history.state?.file !== undefined) history.pushState({}, "", address());
   running?.abort();
-  showNothing();
+  query = emptyQuery();
+  if (location.search || history.state?.file !== undefined) history.pushState({}, "", "/");
+  return run();
+}
+
+function tell(message) {
+  const toast = byId("toast");
+  toast.textContent = message;
+  toast.hidden = false;
+  clearTimeout(Number(toast.dataset.timer));
+  toast.dataset.timer = setTimeout(() => { toast.hidden = true; }, TOAST);
+}
+
+function showWatchThis() {
+  const button = byId("watch-this");
+  button.hidden = !watch.canWatch() || query.topic === "" || query.subject !== null;
+  const known = watch.standing(query.topic, query.target) !== null;
+  button.ariaPressed = String(known);
+  byId("watch-this-text").textContent = known ? words().watching : words().watchThis;
 }
 
 // ---- events -------------------------------------------------------------------------------------------------------
 
-form.addEventListener("submit", (event) => {
+byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
   // A picture gives way to words typed after it.
-  if (topic.value.trim()) setSubject(null);
-  submit();
+  if (topic.value.trim() || !query.subject) forTopic(topic.value);
+  else run();
 });
 
-form.addEventListener("change", (event) => {
-  if (event.target.name === "target" || FILTERS.includes(event.target.name)) refine();
-});
-
-topic.addEventListener("input", () => {
-  if (topic.value.trim() && subject) {
-    const typed = topic.value;
-    setSubject(null);
-    topic.value = typed;
-  }
+// Emptied by its own cross, and not by hand on the way to another topic.
+topic.addEventListener("search", () => {
+  if (topic.value === "" && query.topic !== "") reset();
 });
 
 byId("subject-remove").addEventListener("click", () => {
@@ -269,29 +196,26 @@ byId("subject-remove").addEventListener("click", () => {
   topic.focus();
 });
 
-byId("filters-toggle").addEventListener("click", () => showFilters(filters.hidden));
-
-byId("filters-clear").addEventListener("click", () => {
-  for (const name of FILTERS) form.elements[name].value = "";
-  refine();
-});
-
 for (const sample of document.querySelectorAll(".samples button")) {
-  sample.addEventListener("click", () => {
-    setSubject(null);
-    topic.value = sample.textContent;
-    submit();
-  });
+  sample.addEventListener("click", () => forTopic(sample.textContent));
 }
 
-byId("retry").addEventListener("click", run);
+byId("watch-this").addEventListener("click", () => watch.toggle(query.topic, query.target));
 
-byId("key").addEventListener("submit", (event) => {
-  event.preventDefault();
-  api.useKey(byId("key-value").value.trim());
-  byId("key-value").value = "";
-  run();
+byId("theme").addEventListener("click", () => {
+  const themes = ["system", "light", "dark"];
+  const next = themes[(themes.indexOf(recall("theme", "system")) + 1) % themes.length];
+  keep("theme", next === "system" ? null : next);
+  if (next === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+  showTheme();
 });
+
+function showTheme() {
+  const name = words().theme[recall("theme", "system")] ?? words().theme.system;
+  byId("theme").ariaLabel = name;
+  byId("theme").title = name;
+}
 
 byId("language").addEventListener("click", () => {
   switchLanguage();
@@ -300,12 +224,13 @@ byId("language").addEventListener("click", () => {
 
 addEventListener("popstate", (event) => {
   readAddress(event.state);
+  openFilters(activeFilters(query).length > 0);
   run();
 });
 
 document.addEventListener("keydown", (event) => {
   if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const inField = event.target.matches("input:not([type=radio]):not([type=file])");
+  const inField = event.target.matches("input:not([type=radio]):not([type=file]), select");
   if (event.key === "/" && !inField) {
     event.preventDefault();
     topic.focus();
@@ -341,28 +266,58 @@ function speak() {
   document.documentElement.lang = locale();
   translate(document);
   const toggle = byId("language");
-  const other = locale() === "en" ? { text: "中文", lang: "zh" } : { text: "English", lang: "en" };
-  toggle.textContent = other.text;
-  toggle.lang = other.lang;
+  toggle.textContent = words().otherLanguage;
+  toggle.lang = words().otherLanguageTag;
+  showTheme();
+  showLabels();
+  showQuery();
   showLive();
-  shown();
+  watch.showWatch();
+  answers.showAgain();
 }
 
-watchForPictures(
-  (name, data) => {
-    setSubject({ name: name || words().pasted, thumbnail: data, data });
-    submit();
-  },
-  (message) => {
-    running?.abort();
-    show(() => {
-      clearResults();
-      notice(words().failedTitle, message);
-    });
-  },
-);
+// ---- the start ----------------------------------------------------------------------------------------------------
 
-speak();
+function serverChanged(code) {
+  if (code === null) {
+    // Whatever failed because the server was away is asked again.
+    loadLabels();
+    watch.refresh();
+    if (answers.shownFailure() === "offline") run();
+  } else if (code === "unauthorized" && !isAsked(query)) {
+    answers.showFailure(new api.ApiError(code, ""));
+  }
+}
+
+answers.prepareAnswers({
+  similar,
+  unfold,
+  filter: (name, value) => {
+    openFilters(true);
+    addFilter(name, value);
+  },
+  retry: run,
+  more,
+  nearest: () => go({ ...query, nearest: true }),
+  loosen: () => go(withoutFilters(query)),
+  keyGiven: () => {
+    pollNow();
+    loadLabels();
+    watch.refresh();
+    run();
+  },
+});
+watchFilters(() => ({ ...query, topic: query.subject ? "" : topic.value.trim() }), refine);
+suggestRecent(forTopic);
+watchForPictures(
+  (name, data) => go({ ...query, topic: "", subject: { name, thumbnail: data, data }, nearest: false, unfolded: false }),
+  (message) => tell(message),
+);
 readAddress(history.state);
-startLive();
+openFilters(activeFilters(query).length > 0);
+speak();
+keepTimes();
 run();
+startLive(serverChanged);
+loadLabels();
+watch.startWatch({ search: forTopic, similar, changed: showWatchThis, tell });
