@@ -42,6 +42,8 @@ pub struct Config {
     pub posts: crate::post::PostsConfig,
     /// Brokers, topics, group.
     pub kafka: crate::kafka::KafkaConfig,
+    /// Zero-shot labels and moderation.
+    pub labels: crate::labels::LabelsConfig,
     /// The ingest worker.
     pub ingest: crate::ingest::IngestConfig,
     /// The vector store.
@@ -124,6 +126,7 @@ impl Config {
         self.encoder.check()?;
         self.images.check()?;
         self.kafka.check()?;
+        self.labels.check()?;
         self.ingest.check()?;
         self.query.check()?;
         self.store.check()?;

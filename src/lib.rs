@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ingest`], [`query`] | the two workers; they do not know one another |
 //! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
+//! | [`standing`], [`labels`] | standing topics, which both workers read from Kafka; zero-shot labels and moderation |
 //! | [`post`], [`captions`], [`feed`] | the post, what of its caption is tokenised, files of posts |
 //! | [`eval`] | evaluation and batch retrieval |
 //! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
@@ -13,7 +14,9 @@
 //! posts    Kafka -> source -> prepare (decode, fetch; N in flight) -> batch -> encode -> write -> durable
 //!                    ^          | Reject -> dead letter, acknowledged            |
 //!                    |          v                                                v
-//!                 commit <--- offsets: per partition, the highest offset below which all is settled
+//!                 commit <--- offsets: per partition, the highest        announce: matches of standing topics, moderation,
+//!                             offset below which all is settled <------------ acknowledged
+//! topics   registrations (Kafka, compacted) -> encoder -> one matrix, which each batch of posts is compared with
 //! queries  request -> permit -> encoder (queries first) -> search -> rank -> respond
 //! ```
 
@@ -28,9 +31,11 @@ pub mod feed;
 pub mod image;
 pub mod ingest;
 pub mod kafka;
+pub mod labels;
 pub mod metrics;
 pub mod post;
 pub mod query;
 pub mod service;
+pub mod standing;
 pub mod store;
 pub mod text;

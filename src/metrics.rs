@@ -17,6 +17,8 @@ const END_TO_END_SECONDS: [f64; 14] =
 const SEARCH_SOURCES: [&str; 3] = ["http", "kafka", "cli"];
 /// Labels of `searches_total`.
 const SEARCH_OUTCOMES: [&str; 4] = ["ok", "rejected", "overloaded", "unavailable"];
+/// Labels of `standing_registrations_total`.
+const REGISTRATION_OUTCOMES: [&str; 4] = ["registered", "removed", "rejected", "over_limit"];
 /// Labels of `kafka_errors_total`.
 const KAFKA_ERRORS: [&str; 5] = ["connection", "tls", "authentication", "authorization", "other"];
 const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
@@ -43,8 +45,8 @@ pub struct Metrics {
     pub delete_markers_purged: IntCounter,
     /// Attempts that failed for now, by reason.
     pub posts_retried: IntCounterVec,
-    /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `dead_letter`; of
-    /// the embedded store also `optimize`, `checkpoint`.
+    /// Seconds in a stage: `parse`, `fetch`, `decode`, `resize`, `tokenize`, `encode`, `write`, `match`, `announce`,
+    /// `dead_letter`; of the embedded store also `optimize`, `checkpoint`.
     pub stage_seconds: HistogramVec,
     /// Kafka timestamp to durable.
     pub end_to_end_seconds: Histogram,
@@ -74,6 +76,22 @@ pub struct Metrics {
     pub kafka_errors: IntCounterVec,
     /// Offset commits that failed for now.
     pub commits_failed: IntCounter,
+    /// Standing topics known to this process.
+    pub standing_topics: IntGauge,
+    /// Records of standing topics read, by what they did: `registered`, `removed`, `rejected`, `over_limit`.
+    pub standing_registrations: IntCounterVec,
+    /// Matches of standing topics, acknowledged by the broker.
+    pub standing_matches: IntCounter,
+    /// Matches beyond `ingest.max_matches_per_post`, which nobody is told of.
+    pub standing_matches_cut: IntCounter,
+    /// Labels that stored posts carry, by label ("set/label"): as many as the configuration has.
+    pub posts_labelled: IntCounterVec,
+    /// Stored posts that carry a label of a moderation set, by set and action (`flag`, `hide`, `route`).
+    pub posts_moderated: IntCounterVec,
+    /// Streams of matches that are open.
+    pub match_streams: IntGauge,
+    /// Streams of matches that were ended because their client did not keep up.
+    pub match_streams_dropped: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
     pub searches: IntCounterVec,
     /// HTTP requests where API keys are asked for, by the key's name and outcome (`accepted`, `rate_limited`; without a known
@@ -163,6 +181,31 @@ impl Metrics {
             ),
             kafka_errors: make.counters("kafka_errors_total", "Errors that consumers got from the brokers.", &["kind"]),
             commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
+            standing_topics: make.int_gauge("standing_topics", "Standing topics known to this process."),
+            standing_registrations: make.counters(
+                "standing_registrations_total",
+                "Records of standing topics that were read, by what they did.",
+                &["outcome"],
+            ),
+            standing_matches: make.counter(
+                "standing_matches_total",
+                "Matches of standing topics, acknowledged by the broker.",
+            ),
+            standing_matches_cut: make.counter(
+                "standing_matches_cut_total",
+                "Matches beyond ingest.max_matches_per_post, which nobody is told of.",
+            ),
+            posts_labelled: make.counters("posts_labelled_total", "Labels of posts that were stored.", &["label"]),
+            posts_moderated: make.counters(
+                "posts_moderated_total",
+                "Posts stored with a label of a moderation set, by what becomes of them.",
+                &["set", "action"],
+            ),
+            match_streams: make.int_gauge("match_streams", "Streams of matches that are open."),
+            match_streams_dropped: make.counter(
+                "match_streams_dropped_total",
+                "Streams of matches that were ended because their client did not keep up.",
+            ),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
             api_requests: make.counters("api_requests_total", "HTTP requests by API key.", &["key", "outcome"]),
             api_keys_reloads: make.counters(
@@ -189,6 +232,9 @@ impl Metrics {
         }
         for kind in KAFKA_ERRORS {
             metrics.kafka_errors.with_label_values(&[kind]);
+        }
+        for outcome in REGISTRATION_OUTCOMES {
+            metrics.standing_registrations.with_label_values(&[outcome]);
         }
         for source in SEARCH_SOURCES {
             for outcome in SEARCH_OUTCOMES {

@@ -25,6 +25,8 @@ use crate::ingest::{self, IngestParts};
 use crate::kafka::{EmbeddedBroker, Producer, StatusSlot};
 use crate::metrics::Metrics;
 use crate::post::ImageSource;
+use crate::query::http::Interface;
+use crate::query::live::Live;
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchService, Source};
 use crate::service;
@@ -89,8 +91,17 @@ impl Arguments {
         }
         // Opened first: a wrong --posts should not cost a model's loading time.
         let feed = Feed::open(&self.posts)?;
-        let topics = [&config.kafka.posts_topic, &config.kafka.dead_letter_topic];
-        let broker = EmbeddedBroker::start(&topics.map(|topic| (topic.as_str(), PARTITIONS)))?;
+        let kafka = &config.kafka;
+        let topics = [
+            &kafka.posts_topic,
+            &kafka.dead_letter_topic,
+            &kafka.standing_topic,
+            &kafka.matches_topic,
+            &kafka.moderation_topic,
+        ];
+        let topics = topics.iter().filter(|topic| !topic.is_empty()).collect::<Vec<_>>();
+        let broker =
+            EmbeddedBroker::start(&topics.iter().map(|topic| (topic.as_str(), PARTITIONS)).collect::<Vec<_>>())?;
         config.kafka.brokers = broker.bootstrap();
         // The requests topic is for other programs, and none of them can know this broker.
         config.query.kafka = false;
@@ -123,7 +134,9 @@ impl Arguments {
         let story = async {
             let producer = Producer::new(&config.kafka)?;
             let sender = Sender { producer: &producer, topic: &config.kafka.posts_topic, metrics: &metrics, pause };
-            let served = serve(listener, &search, shutdown.clone());
+            let live = Live::start(&config, metrics.clone(), shutdown.clone()).await?;
+            let interface = Interface { service: search.clone(), live, labels: config.labels.clone() };
+            let served = serve(listener, interface, shutdown.clone());
             tokio::pin!(served);
             // The page is there from the start, and shows the feed coming in.
             tokio::select! {
@@ -157,9 +170,9 @@ impl Arguments {
     }
 }
 
-async fn serve(listener: Option<TcpListener>, search: &Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
+async fn serve(listener: Option<TcpListener>, interface: Interface, shutdown: CancellationToken) -> Result<()> {
     match listener {
-        Some(listener) => crate::query::http::run(listener, search.clone(), shutdown).await,
+        Some(listener) => crate::query::http::run(listener, interface, shutdown).await,
         None => std::future::pending().await,
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use toml::Value;
 
 use crate::cli::progress::Progress;
-use crate::cli::{output, start};
+use crate::cli::{output, start, zero_shot};
 use crate::config::Config;
 use crate::eval::dataset::{Dataset, Image, Source};
 use crate::eval::embed::{self, Embedder};
@@ -23,7 +23,7 @@ use crate::eval::retrieve::Progress as _;
 use crate::eval::{chinese_clip, pairs};
 use crate::metrics::Metrics;
 
-/// Measure retrieval: Recall@1/5/10 in both directions from labelled pairs
+/// Measure retrieval: Recall@1/5/10 in both directions from labelled pairs; with --zero-shot, classification
 ///
 /// Reads JSON lines {"text": "...", "image": "file"} ("images": [...] for several), or Chinese-CLIP's own evaluation
 /// files, of which Flickr30K-CN, COCO-CN and MUGE are made: *_texts.jsonl {"text_id", "text", "image_ids"} with its
@@ -37,8 +37,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Labelled pairs (JSON lines), or Chinese-CLIP's *_texts.jsonl
-    #[arg(long, value_name = "FILE")]
-    pairs: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "zero_shot", conflicts_with = "zero_shot")]
+    pairs: Option<PathBuf>,
     /// Folder that picture names are relative to, otherwise that of the pairs; or Chinese-CLIP's *_imgs.tsv
     #[arg(long, value_name = "DIR|FILE")]
     images: Option<PathBuf>,
@@ -61,6 +61,8 @@ pub struct Arguments {
     /// Take the pictures' features from this file (JSON lines {"image_id", "feature"}) instead of the model
     #[arg(long, value_name = "FILE", help_heading = "Chinese-CLIP's files")]
     image_features: Option<PathBuf>,
+    #[command(flatten)]
+    zero_shot: zero_shot::Options,
 }
 
 #[derive(Serialize)]
@@ -103,8 +105,16 @@ impl Arguments {
         start::model_preset(self.model.as_deref())
     }
 
+    /// Empty for `--zero-shot` alone.
+    fn pairs(&self) -> &Path {
+        self.pairs.as_deref().unwrap_or(Path::new(""))
+    }
+
     /// Encodes everything, ranks, prints.
     pub async fn run(self, config: Config) -> Result<()> {
+        if self.zero_shot.is_wanted() {
+            return self.zero_shot.run(&config, self.images, self.predictions).await;
+        }
         self.check_outputs()?;
         let (arguments, set, [texts, images]) = tokio::task::spawn_blocking(move || {
             let features = [(&self.text_features, Kind::Text), (&self.image_features, Kind::Image)];
@@ -141,13 +151,13 @@ impl Arguments {
     /// Reads the labels. Pictures whose features are read from a file are known by `image_ids`, and have their order.
     fn read_set(&self, image_ids: Option<&[i64]>) -> Result<Dataset> {
         ensure!(
-            !self.pairs.is_dir(),
+            !self.pairs().is_dir(),
             "--pairs {} is a folder; name a file in it, such as test_texts.jsonl",
-            self.pairs.display()
+            self.pairs().display()
         );
-        let content = std::fs::read_to_string(&self.pairs)
-            .with_context(|| format!("cannot read pairs from {}", self.pairs.display()))?;
-        let name = || format!("in {}", self.pairs.display());
+        let content = std::fs::read_to_string(self.pairs())
+            .with_context(|| format!("cannot read pairs from {}", self.pairs().display()))?;
+        let name = || format!("in {}", self.pairs().display());
         if chinese_clip::is_texts(&content) {
             ensure!(
                 self.candidates.is_none(),
@@ -157,7 +167,7 @@ impl Arguments {
             let images = match (image_ids, &self.images) {
                 (Some(ids), _) => ids.iter().map(|id| Image { id: *id, source: Source::Absent }).collect(),
                 (None, Some(file)) => chinese_clip::read_images(file)?,
-                (None, None) => chinese_clip::read_images(&chinese_clip::images_beside(&self.pairs)?)?,
+                (None, None) => chinese_clip::read_images(&chinese_clip::images_beside(self.pairs())?)?,
             };
             return Dataset::link(texts, images).with_context(name);
         }
@@ -165,7 +175,7 @@ impl Arguments {
             image_ids.is_none() && self.text_features.is_none(),
             "features go with Chinese-CLIP's *_texts.jsonl; pairs have no ids"
         );
-        let beside = self.pairs.parent().unwrap_or(Path::new(""));
+        let beside = self.pairs().parent().unwrap_or(Path::new(""));
         let mut set = pairs::parse(&content, self.images.as_deref().unwrap_or(beside)).with_context(name)?;
         if let Some(folder) = &self.candidates {
             set.add_candidates(folder)?;
@@ -179,7 +189,7 @@ impl Arguments {
         ensure!(
             wanted.eq(ids.iter().copied()),
             "the text features must be those of {}, in its order, and no others",
-            self.pairs.display()
+            self.pairs().display()
         );
         Ok(())
     }
@@ -202,7 +212,7 @@ impl Arguments {
             !blind || self.predictions.is_some() || self.predictions_tr.is_some(),
             "no text of {} names a picture (a blind test split): there is no recall to compute; --predictions FILE \
              writes what to hand in",
-            self.pairs.display()
+            self.pairs().display()
         );
         // A picture that no text names is a candidate and no query; in a blind split all are.
         let is_query = |image: &usize| blind || !set.texts_of_image[*image].is_empty();

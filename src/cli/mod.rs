@@ -20,6 +20,7 @@ mod search;
 mod start;
 mod table;
 mod terminal;
+mod zero_shot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -11,6 +11,8 @@ use crate::encode::encoder::Encoder;
 use crate::kafka::StatusSlot;
 use crate::metrics::Metrics;
 use crate::query::embed::QueryEncoder;
+use crate::query::http::Interface;
+use crate::query::live::Live;
 use crate::query::service::{ModelInfo, SearchService, ServiceParts};
 use crate::query::{http, kafka};
 use crate::service;
@@ -31,6 +33,10 @@ impl Arguments {
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = search_service(&config, &encoder, &store, &metrics)?;
+        let live = match config.query.kafka {
+            true => Live::start(&config, metrics.clone(), shutdown.clone()).await?,
+            false => None,
+        };
         let listener = service::bind(&config.query.listen, "query.listen").await?;
         let consumer = config.query.kafka.then(StatusSlot::default);
         let health = health::of(health::Parts {
@@ -42,7 +48,8 @@ impl Arguments {
         });
         service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
         tracing::info!(listen = config.query.listen, "answering searches");
-        let served = http::run(listener, search.clone(), shutdown.clone());
+        let interface = Interface { service: search.clone(), live, labels: config.labels.clone() };
+        let served = http::run(listener, interface, shutdown.clone());
         let answered = async {
             match consumer {
                 Some(consumer) => kafka::run(&config.kafka, search.clone(), consumer, shutdown.clone()).await,

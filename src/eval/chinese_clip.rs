@@ -43,13 +43,13 @@ pub fn parse_texts(content: &str) -> Result<Vec<(Text, Vec<i64>)>> {
             Value::String(text) => text,
             other => other.to_string(),
         };
-        texts.push((Text { id: line.text_id, text: prepare(&text) }, line.image_ids));
+        texts.push((Text { id: line.text_id, text: adapted(&text) }, line.image_ids));
     }
     Ok(texts)
 }
 
 /// What the reference's evaluation makes of a text before it tokenises (`_preprocess_text` of `eval/data.py`).
-fn prepare(text: &str) -> String {
+pub fn adapted(text: &str) -> String {
     text.to_lowercase().replace(['“', '”'], "\"")
 }
 

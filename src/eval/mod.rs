@@ -12,3 +12,4 @@ pub mod recall;
 pub mod retrieve;
 pub mod table;
 pub mod vector_file;
+pub mod zero_shot;

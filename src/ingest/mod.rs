@@ -1,9 +1,9 @@
 //! The ingest worker: all wiring on one screen.
 //!
 //! ```text
-//! Kafka -> source ------> prepare (a task a post) ------> write (batches) -> durable -> settle -> commit
-//!          max_inflight_posts    | Reject                  write_batch each,
-//!          max_inflight_bytes    +-> dead letter -> settle  write_parallel at a time
+//! Kafka -> source ------> prepare (a task a post) ------> write (batches) -> durable -> announce -> settle -> commit
+//!          max_inflight_posts    | Reject                  write_batch each,             (matches of standing topics,
+//!          max_inflight_bytes    +-> dead letter -> settle  write_parallel at a time      moderation: acknowledged)
 //! ```
 //! A post that is written without its picture (`images.unavailable`) goes on to the dead letters, and is settled there.
 //!
@@ -11,6 +11,7 @@
 //! Pictures are counted beside it: as they came until they are resized (`images.max_inflight_bytes`), and what decoding
 //! takes (`images.max_decode_bytes`). These budgets together bound the memory of the pipe.
 
+pub mod announce;
 pub mod outage;
 pub mod patience;
 pub mod prepare;
@@ -30,10 +31,12 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::error::Fault;
+use crate::ingest::announce::Announcer;
 use crate::ingest::prepare::Preparer;
 use crate::ingest::progress::Progress;
 use crate::ingest::write::{Pending, Rejected, Writer};
 use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, StatusSlot, Subscription};
+use crate::labels::Labeller;
 use crate::metrics::Metrics;
 use crate::store::SharedStore;
 
@@ -65,6 +68,15 @@ pub struct IngestConfig {
     /// owner.
     #[serde(with = "humantime_serde")]
     pub revoke_timeout: Duration,
+    /// Standing topics kept.
+    pub max_standing_topics: usize,
+    /// A post matches a standing topic from this cosine of its picture on, where the topic has no `min_score` of its own and
+    /// the bundle no calibrated threshold.
+    pub match_min_score: f32,
+    /// The same for captions.
+    pub match_min_score_caption: f32,
+    /// A post that matches more standing topics matches the best of them.
+    pub max_matches_per_post: usize,
 }
 
 impl IngestConfig {
@@ -79,6 +91,13 @@ impl IngestConfig {
             self.max_inflight_posts,
             self.write_batch
         );
+        for (key, score) in [
+            ("ingest.match_min_score", self.match_min_score),
+            ("ingest.match_min_score_caption", self.match_min_score_caption),
+        ] {
+            anyhow::ensure!((-1.0..=1.0).contains(&score), "{key} ({score}) is a cosine, from -1 to 1");
+        }
+        anyhow::ensure!(self.max_matches_per_post > 0, "ingest.max_matches_per_post must be at least 1");
         Ok(())
     }
 }
@@ -104,10 +123,20 @@ pub struct IngestParts {
 /// The brokers do not answer at the start, or a stage says that going on is wrong.
 pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
     let IngestParts { encoder, store, metrics, consumer, progress } = parts;
-    let preparer = Arc::new(Preparer::new(encoder, config, metrics.clone())?);
+    let prepared = async {
+        let labeller = Labeller::start(&config.labels, &encoder).await?;
+        let announcer = Announcer::start(config, &encoder, metrics.clone(), progress.announcements.clone()).await?;
+        anyhow::Ok((labeller, announcer))
+    };
+    let (labeller, announcer) = tokio::select! {
+        prepared = prepared => prepared?,
+        // Thousands of standing topics take a while to be encoded.
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let preparer = Arc::new(Preparer::new(encoder, labeller, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let (ingest, told) = (config.ingest.clone(), progress.clone());
-    let writer = Arc::new(Writer::new(store.clone(), dead_letters, ingest, metrics.clone(), told));
+    let writer = Arc::new(Writer::new(store.clone(), dead_letters, announcer, ingest, metrics.clone(), told));
     let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;

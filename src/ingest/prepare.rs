@@ -25,6 +25,7 @@ use crate::image::thumbnail::thumbnail;
 use crate::image::{ImagesConfig, Unavailable};
 use crate::ingest::patience::{Patience, Place};
 use crate::kafka::Envelope;
+use crate::labels::{Labeller, Verdict};
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, Post, PostsConfig, point_id, post_id_from_key, tombstone_version};
 use crate::store::{Order, Origin, Point, Tombstone, Write};
@@ -35,6 +36,7 @@ pub struct Preparer {
     fetcher: Arc<ImageFetcher>,
     patience: Patience,
     captions: CaptionsConfig,
+    labeller: Labeller,
     posts: PostsConfig,
     images: ImagesConfig,
     metrics: Arc<Metrics>,
@@ -50,6 +52,8 @@ pub struct Prepared {
     pub write: Write,
     /// Why the write is without the post's picture (`images.unavailable`), for the dead letter that is to bring it back.
     pub image_pending: Option<String>,
+    /// The labels of the post.
+    pub verdict: Verdict,
 }
 
 /// A post taken apart.
@@ -65,12 +69,12 @@ impl Preparer {
     ///
     /// # Errors
     /// The HTTP client cannot be made, or `images.root` cannot be read.
-    pub fn new(encoder: Encoder, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    pub fn new(encoder: Encoder, labeller: Labeller, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let (captions, posts, images) = (config.captions, config.posts.clone(), config.images.clone());
         let fetcher = Arc::new(ImageFetcher::new(&images)?);
         let cores = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
         let (patience, decoding) = (Patience::new(images.give_up_after), Budget::new(images.max_decode_bytes));
-        Ok(Self { encoder, fetcher, patience, captions, posts, images, metrics, cores, decoding })
+        Ok(Self { encoder, fetcher, patience, captions, labeller, posts, images, metrics, cores, decoding })
     }
 
     /// What a message asks for.
@@ -83,7 +87,10 @@ impl Preparer {
         match &envelope.payload {
             Some(payload) if !payload.is_empty() => self.upsert(envelope, payload, source).await,
             // Empty and absent are the same to many producers.
-            _ => Ok(Prepared { write: Write::Delete(deletion(envelope, source)?), image_pending: None }),
+            _ => {
+                let write = Write::Delete(deletion(envelope, source)?);
+                Ok(Prepared { write, image_pending: None, verdict: Verdict::default() })
+            }
         }
     }
 
@@ -96,15 +103,19 @@ impl Preparer {
             image => (image?, None),
         };
         let (image, thumbnail) = image.unzip();
+        let caption = caption?;
+        let verdict = self.labeller.judge(image.as_deref(), caption.as_deref());
+        let mut payload = post.payload(&self.encoder.bundle.id, Utc::now(), thumbnail.flatten());
+        verdict.write_to(&mut payload);
         let point = Point {
             id: point_id(&post.post_id),
             order: Order { version: post.version, source },
             image,
-            caption: caption?,
+            caption,
             image_pending: image_pending.is_some(),
-            payload: post.payload(&self.encoder.bundle.id, Utc::now(), thumbnail.flatten()),
+            payload,
         };
-        Ok(Prepared { write: Write::Upsert(point), image_pending })
+        Ok(Prepared { write: Write::Upsert(point), image_pending, verdict })
     }
 
     async fn parse(&self, envelope: &Envelope, payload: &Bytes) -> Result<Parsed, Fault> {

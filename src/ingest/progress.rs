@@ -21,12 +21,15 @@ pub struct Progress {
     pub store: OutageLog,
     /// How the dead letters go.
     pub dead_letters: OutageLog,
+    /// How what others are told of posts goes.
+    pub announcements: OutageLog,
 }
 
 impl Default for Progress {
     fn default() -> Self {
         let (store, dead_letters) = (OutageLog::new("the store"), OutageLog::new("the dead-letter topic"));
-        Self { moved: Arc::default(), store, dead_letters }
+        let announcements = OutageLog::new("telling others of posts (kafka.matches_topic, kafka.moderation_topic)");
+        Self { moved: Arc::default(), store, dead_letters, announcements }
     }
 }
 
@@ -47,11 +50,12 @@ impl Progress {
     /// Whether the pipe moves, or has nothing to do.
     ///
     /// # Errors
-    /// Writes or dead letters fail for now: what with. Or nothing has been settled for two minutes although posts are in
+    /// Writes, dead letters or announcements fail for now: what with. Or nothing has been settled for two minutes although posts are in
     /// flight: how many, and where they wait.
     pub fn ready(&self, metrics: &Metrics) -> Result<()> {
         self.store.ready()?;
         self.dead_letters.ready()?;
+        self.announcements.ready()?;
         self.ready_at(metrics, Instant::now())
     }
 

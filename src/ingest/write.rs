@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::{Fault, Outage, Reason};
+use crate::ingest::announce::Announcer;
 use crate::ingest::prepare::Prepared;
 use crate::ingest::progress::Progress;
 use crate::ingest::{IngestConfig, flatten, give_up_on};
@@ -44,6 +45,7 @@ pub struct Rejected {
 pub struct Writer {
     store: SharedStore,
     dead_letters: DeadLetters,
+    announcer: Announcer,
     config: IngestConfig,
     metrics: Arc<Metrics>,
     progress: Progress,
@@ -58,11 +60,12 @@ impl Writer {
     pub fn new(
         store: SharedStore,
         dead_letters: DeadLetters,
+        announcer: Announcer,
         config: IngestConfig,
         metrics: Arc<Metrics>,
         progress: Progress,
     ) -> Self {
-        Self { store, dead_letters, config, metrics, progress, rejects_in_a_row: AtomicUsize::new(0) }
+        Self { store, dead_letters, announcer, config, metrics, progress, rejects_in_a_row: AtomicUsize::new(0) }
     }
 
     /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty, or
@@ -95,10 +98,7 @@ impl Writer {
                 }
             };
             let writer = self.clone();
-            tasks.spawn(async move {
-                let _permit = permit;
-                writer.write(batch).await
-            });
+            tasks.spawn(async move { writer.write(batch, permit).await });
         }
     }
 
@@ -148,17 +148,32 @@ impl Writer {
         Some(batch)
     }
 
+    /// Writes a batch, then tells others of it, which holds up no other write: `place` is a place among the writes. Gives the
+    /// posts that the store rejects, and those whose pictures lack.
+    async fn write<P>(&self, batch: Vec<Pending>, place: P) -> Written {
+        let (mut written, mut rejected) = (Vec::new(), Vec::new());
+        let ended = self.write_all(batch, &mut written, &mut rejected).await;
+        drop(place);
+        let writes = written.iter().map(|(done, outcome)| (&done.prepared, *outcome)).collect::<Vec<_>>();
+        self.announcer.announce(&writes).await?;
+        rejected.extend(written.into_iter().filter_map(|(done, outcome)| self.settle(done, outcome)));
+        ended.map(|()| rejected)
+    }
+
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the
-    /// write at fault stands alone. Gives the posts that the store rejects, and those whose pictures lack.
-    async fn write(&self, batch: Vec<Pending>) -> Written {
-        let mut all_rejected = Vec::new();
+    /// write at fault stands alone.
+    async fn write_all(
+        &self,
+        batch: Vec<Pending>,
+        written: &mut Vec<(Pending, Outcome)>,
+        all_rejected: &mut Vec<Rejected>,
+    ) -> Result<(), Fault> {
         let mut stack = vec![batch];
         while let Some(mut batch) = stack.pop() {
             match self.write_or_wait(&batch).await {
                 Ok(outcomes) => {
                     self.rejects_in_a_row.store(0, Ordering::Relaxed);
-                    let done = batch.into_iter().zip(outcomes);
-                    all_rejected.extend(done.filter_map(|(done, outcome)| self.settle(done, outcome)));
+                    written.extend(batch.into_iter().zip(outcomes));
                 }
                 Err(Fault::Reject { .. }) if batch.len() > 1 => {
                     let right = batch.split_off(batch.len() / 2);
@@ -180,7 +195,7 @@ impl Writer {
                 Err(fault) => return Err(fault),
             }
         }
-        Ok(all_rejected)
+        Ok(())
     }
 
     async fn write_or_wait(&self, batch: &[Pending]) -> Result<Vec<Outcome>, Fault> {

@@ -1,5 +1,5 @@
 //! Kafka: the poll thread ([`source`]), per-partition watermarks ([`offsets`]), dead letters (written, read, and sent again
-//! in the order of their [`origin`]), producers, the embedded broker.
+//! in the order of their [`origin`]), readers of whole topics ([`follow()`]), producers, the embedded broker.
 //!
 //! ```text
 //! librdkafka --poll--> poll thread --bounded by count and bytes--> Envelope ... settle() --> Ownership (offsets)
@@ -9,9 +9,11 @@
 
 mod callbacks;
 mod client;
+mod create;
 pub mod dead_letter;
 pub mod embedded;
 mod envelope;
+mod follow;
 mod lag;
 mod log;
 mod message;
@@ -28,9 +30,11 @@ mod start;
 mod status;
 
 pub use client::check_reachable;
+pub use create::{Cleanup, create_absent};
 pub use dead_letter::{DeadLetters, SendFault};
 pub use embedded::EmbeddedBroker;
 pub use envelope::{Envelope, InflightLimits, Position};
+pub use follow::{Begin, Followed, follow};
 pub use message::Message;
 pub use oauth::OauthConfig;
 pub use producer::Producer;
@@ -57,6 +61,12 @@ pub struct KafkaConfig {
     pub group: String,
     /// Rejected posts.
     pub dead_letter_topic: String,
+    /// Registrations of standing topics, a compacted topic; empty: there are none.
+    pub standing_topic: String,
+    /// Posts that match a standing topic.
+    pub matches_topic: String,
+    /// Posts that carry a label of a set with `moderation = "route"`.
+    pub moderation_topic: String,
     /// Where a partition starts in which the group has no commit: "earliest", "latest", a time in RFC 3339, or offsets as
     /// "posts[0]@1200, posts[1]@1340".
     pub start: String,

@@ -4,6 +4,7 @@
 //! http   POST and GET /v1/search, batches, the page ------+
 //!                                                         +--> service: place -> embed -> store -> rank -> answer
 //! kafka  requests topic -> ... -> results or reply topic --+
+//! live   /v1/topics -> standing topics in Kafka; matches in Kafka -> /v1/matches (server-sent events)
 //! ```
 
 mod admission;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod http;
 pub mod kafka;
 pub mod keys;
+pub mod live;
 pub mod min_score;
 pub mod rank;
 pub mod request;
@@ -83,6 +85,8 @@ pub struct QueryConfig {
     pub cors_origins: Vec<String>,
     /// Topic embeddings kept.
     pub cache_entries: usize,
+    /// Streams of matches (`/v1/matches`) at a time.
+    pub max_streams: usize,
     /// Answer requests that come over Kafka.
     pub kafka: bool,
     /// Answer requests that come over Kafka.

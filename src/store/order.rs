@@ -77,6 +77,13 @@ pub struct Order {
     pub source: Origin,
 }
 
+impl Order {
+    /// What the payload's `version` holds: the version, or the offset where there is none.
+    pub fn number(&self) -> u64 {
+        self.version.unwrap_or(self.source.offset.unsigned_abs())
+    }
+}
+
 /// What a write brings; at the same place the greater stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {

@@ -1,12 +1,14 @@
 //! The HTTP interface: everything below `/v1`, its description at `/v1/openapi.json`, and the pages at `/` and `/docs`.
 //!
-//! Every answer below `/v1`, and every error anywhere, is JSON; errors are `{"error": {"code", "message"}}`.
+//! Every answer below `/v1` (but `/v1/matches`, a stream of events), and every error anywhere, is JSON; errors are
+//! `{"error": {"code", "message"}}`.
 
 mod body;
 mod keys;
 pub mod openapi;
 mod respond;
 mod search;
+mod topics;
 
 use std::sync::Arc;
 
@@ -22,17 +24,37 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::labels::LabelsConfig;
 use crate::query::assets;
 use crate::query::error::{ErrorCode, SearchError};
 use crate::query::keys::{ApiKeys, is_set};
+use crate::query::live::Live;
 use crate::query::service::{OVERLOAD_DELAY, SearchService, humantime};
 use crate::query::stats::Stats;
 use crate::service::{Limits, serve};
+
+/// What the interface serves.
+pub struct Interface {
+    /// Searches.
+    pub service: Arc<SearchService>,
+    /// Standing topics, where there are any.
+    pub live: Option<Arc<Live>>,
+    /// The label sets.
+    pub labels: LabelsConfig,
+}
+
+impl From<Arc<SearchService>> for Interface {
+    fn from(service: Arc<SearchService>) -> Self {
+        Self { service, live: None, labels: LabelsConfig::default() }
+    }
+}
 
 /// What every handler may use.
 #[derive(Clone)]
 struct App {
     service: Arc<SearchService>,
+    live: Option<Arc<Live>>,
+    labels: Arc<LabelsConfig>,
     stats: Arc<Stats>,
     keys: Option<Arc<ApiKeys>>,
     bodies: Arc<Semaphore>,
@@ -42,7 +64,9 @@ struct App {
 ///
 /// # Errors
 /// The file of the API keys is no good.
-pub async fn run(listener: TcpListener, service: Arc<SearchService>, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(listener: TcpListener, interface: impl Into<Interface>, shutdown: CancellationToken) -> Result<()> {
+    let interface = interface.into();
+    let service = interface.service.clone();
     let config = service.config();
     let (timeout, connections) = (config.timeout, config.max_connections);
     let keys = if is_set(&config.api_keys_file) { Some(ApiKeys::open(config)?) } else { None };
@@ -53,7 +77,7 @@ pub async fn run(listener: TcpListener, service: Arc<SearchService>, shutdown: C
     });
     let limits = Limits { timeout, connections, full: full.layer(map_response(respond::add_headers)) };
     tokio::select! {
-        () = serve(listener, router(service, keys), limits, shutdown.clone()) => {}
+        () = serve(listener, router(interface, keys), limits, shutdown.clone()) => {}
         () = async { shutdown.cancelled().await; tokio::time::sleep(timeout).await } => {
             tracing::warn!("connections that were still open after {} are cut", humantime(timeout));
         }
@@ -61,9 +85,11 @@ pub async fn run(listener: TcpListener, service: Arc<SearchService>, shutdown: C
     Ok(())
 }
 
-fn router(service: Arc<SearchService>, keys: Option<Arc<ApiKeys>>) -> Router {
+fn router(parts: Interface, keys: Option<Arc<ApiKeys>>) -> Router {
+    let Interface { service, live, labels } = parts;
     let bodies = body::memory(service.config());
-    let app = App { stats: Arc::new(Stats::new(Arc::clone(&service))), service, keys, bodies };
+    let (stats, labels) = (Arc::new(Stats::new(Arc::clone(&service))), Arc::new(labels));
+    let app = App { service, live, labels, stats, keys, bodies };
     let (interface, description) = interface().split_for_parts();
     let interface = interface
         .route_layer(from_fn_with_state(app.clone(), keys::check_key))
@@ -91,4 +117,8 @@ fn interface() -> OpenApiRouter<App> {
         .routes(routes!(search::batch))
         .routes(routes!(search::stats))
         .routes(routes!(search::thumbnail))
+        .routes(routes!(topics::list_labels))
+        .routes(routes!(topics::list, topics::create))
+        .routes(routes!(topics::replace, topics::remove))
+        .routes(routes!(topics::matches))
 }

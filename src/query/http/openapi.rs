@@ -25,6 +25,7 @@ use crate::query::error::{ErrorCode, ErrorResponse};
     components(schemas(ErrorResponse)),
     tags(
         (name = "search", description = "Find posts"),
+        (name = "topics", description = "Standing topics, and the posts that match them"),
         (name = "worker", description = "This worker"),
     ),
 )]

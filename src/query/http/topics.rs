@@ -1,0 +1,236 @@
+//! Labels and standing topics: `/v1/labels`, `/v1/topics`, and `/v1/matches` as server-sent events.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::Stream;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::App;
+use crate::labels::Moderation;
+use crate::labels::config::SetConfig;
+use crate::query::error::{ErrorCode, ErrorResponse, SearchError};
+use crate::query::live::{Live, MatchStream, Next};
+use crate::standing::registration::{Registration, Target};
+
+/// Between comments that keep a quiet stream open: proxies cut connections that are silent for a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A standing topic to be registered.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StandingTopicBody {
+    /// What posts are to show, in any language that the model knows. At most 4,096 bytes.
+    #[schema(pattern = r"\S", example = "海边的日落")]
+    topic: String,
+    /// Its name among all, at most 256 bytes; made up where there is none.
+    #[schema(min_length = 1, max_length = 256)]
+    topic_id: Option<String>,
+    /// What of a post it is compared with: `image` unless told.
+    target: Option<Target>,
+    /// The least cosine of a match; as the configuration says unless told.
+    #[schema(minimum = -1, maximum = 1)]
+    min_score: Option<f32>,
+}
+
+/// All standing topics.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StandingTopics {
+    /// By their ids.
+    topics: Vec<Registration>,
+}
+
+/// The label sets of the configuration.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LabelSets {
+    /// In the order of the configuration.
+    sets: Vec<LabelSet>,
+}
+
+/// A label set. A post's label is "name/label".
+#[derive(Serialize, ToSchema)]
+struct LabelSet {
+    /// Its name.
+    name: String,
+    /// What becomes of posts that carry one of its labels.
+    moderation: Option<Moderation>,
+    /// The names of its labels.
+    labels: Vec<String>,
+}
+
+/// The label sets that posts are labelled by
+#[utoipa::path(
+    get, path = "/v1/labels", tag = "search",
+    responses((status = 200, description = "The sets", body = LabelSets)),
+)]
+pub(super) async fn list_labels(State(app): State<App>) -> Response {
+    let set = |set: &SetConfig| LabelSet {
+        name: set.name.clone(),
+        moderation: set.moderation,
+        labels: set.labels.iter().map(|label| label.name.clone()).collect(),
+    };
+    Json(LabelSets { sets: app.labels.sets.iter().map(set).collect() }).into_response()
+}
+
+/// All standing topics
+#[utoipa::path(
+    get, path = "/v1/topics", tag = "topics",
+    responses(
+        (status = 200, description = "The topics, as they were a moment ago", body = StandingTopics),
+        (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn list(State(app): State<App>) -> Result<Response, SearchError> {
+    let topics = app.live()?.topics();
+    Ok(Json(StandingTopics { topics: topics.iter().map(|topic| (**topic).clone()).collect() }).into_response())
+}
+
+/// Register a standing topic
+///
+/// Each post that comes from then on is compared with it. A known `topic_id` changes that topic.
+#[utoipa::path(
+    post, path = "/v1/topics", tag = "topics", request_body = StandingTopicBody,
+    responses(
+        (status = 201, description = "Registered", body = Registration),
+        (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn create(State(app): State<App>, request: Request) -> Result<Response, SearchError> {
+    let body = app.registration(request).await?;
+    let topic_id = body.topic_id.clone().unwrap_or_else(new_id);
+    let registered = register(app.live()?, topic_id, body).await?;
+    Ok((StatusCode::CREATED, Json(registered)).into_response())
+}
+
+/// Register or change the standing topic of this id
+#[utoipa::path(
+    put, path = "/v1/topics/{topic_id}", tag = "topics", request_body = StandingTopicBody,
+    params(("topic_id" = String, Path, description = "The topic's id", min_length = 1, max_length = 256)),
+    responses(
+        (status = 200, description = "Registered", body = Registration),
+        (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn replace(
+    State(app): State<App>,
+    topic_id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, SearchError> {
+    let topic_id = of_path(topic_id)?;
+    let body = app.registration(request).await?;
+    if body.topic_id.as_ref().is_some_and(|id| *id != topic_id) {
+        return Err(SearchError::bad_request("topic_id is not that of the address"));
+    }
+    Ok(Json(register(app.live()?, topic_id, body).await?).into_response())
+}
+
+/// Remove a standing topic
+///
+/// There may be none of this id.
+#[utoipa::path(
+    delete, path = "/v1/topics/{topic_id}", tag = "topics",
+    params(("topic_id" = String, Path, description = "The topic's id", min_length = 1, max_length = 256)),
+    responses(
+        (status = 204, description = "There is none of this id any more"),
+        (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn remove(
+    State(app): State<App>,
+    topic_id: Result<Path<String>, PathRejection>,
+) -> Result<Response, SearchError> {
+    app.live()?.remove(&of_path(topic_id)?).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Matches of standing topics as they come
+///
+/// Server-sent events: event `match`, data the JSON of the match; comments keep the stream open. A client that does not keep up
+/// gets an event `missed`, and the stream ends.
+#[utoipa::path(
+    get, path = "/v1/matches", tag = "topics",
+    params(("topic_id" = Option<String>, Query, description = "Only matches of this topic")),
+    responses(
+        (status = 200, description = "A stream of events", body = String, content_type = "text/event-stream"),
+        (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn matches(State(app): State<App>, uri: Uri) -> Result<Response, SearchError> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
+        .map_err(|error| SearchError::bad_request(format!("the parameters cannot be read: {error}")))?;
+    let mut topic_id = None;
+    for (name, value) in pairs {
+        match name.as_str() {
+            "topic_id" => topic_id = Some(value).filter(|id| !id.is_empty()),
+            _ => return Err(SearchError::bad_request("/v1/matches takes the parameter topic_id alone")),
+        }
+    }
+    let stream = app.live()?.stream(topic_id)?;
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
+    let mut response = Sse::new(events(stream)).keep_alive(keep_alive).into_response();
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // nginx would hold events back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// Each match as an event `match`; a client that did not keep up gets an event `missed` as the last one.
+fn events(stream: MatchStream) -> impl Stream<Item = Result<Event, Infallible>> {
+    futures::stream::unfold(Some(stream), async |stream| {
+        let mut stream = stream?;
+        let (name, data, stream) = match stream.next().await? {
+            Next::Match(found) => ("match", serde_json::to_string(&*found), Some(stream)),
+            Next::Missed(missed) => {
+                let message = "this client did not keep up with the matches; connect again";
+                ("missed", serde_json::to_string(&json!({"missed": missed, "message": message})), None)
+            }
+        };
+        let data = data.expect("strings, numbers and a time. This is a bug.");
+        Some((Ok(Event::default().event(name).data(data)), stream))
+    })
+}
+
+impl App {
+    fn live(&self) -> Result<&Arc<Live>, SearchError> {
+        self.live.as_ref().ok_or_else(|| {
+            let message = "there are no standing topics here; they need query.kafka = true and a kafka.standing_topic";
+            SearchError::new(ErrorCode::NotFound, message)
+        })
+    }
+
+    async fn registration(&self, request: Request) -> Result<StandingTopicBody, SearchError> {
+        let mut memory = None;
+        let bytes = self.read_body(request.into_body(), &mut memory).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| SearchError::bad_request(format!("the registration is no good: {error}")))
+    }
+}
+
+async fn register(live: &Live, topic_id: String, body: StandingTopicBody) -> Result<Registration, SearchError> {
+    let StandingTopicBody { topic, topic_id: _, target, min_score } = body;
+    let target = target.unwrap_or_default();
+    let registration = Registration { topic_id, topic, target, min_score, created_at: None };
+    registration.check().map_err(SearchError::bad_request)?;
+    live.register(registration).await
+}
+
+fn of_path(topic_id: Result<Path<String>, PathRejection>) -> Result<String, SearchError> {
+    let bad = |reason: String| SearchError::bad_request(format!("the address names no topic: {reason}"));
+    let Path(topic_id) = topic_id.map_err(|rejection| bad(rejection.to_string()))?;
+    crate::standing::registration::check_id(&topic_id).map_err(bad)?;
+    Ok(topic_id)
+}
+
+fn new_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
