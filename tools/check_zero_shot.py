@@ -41,6 +41,8 @@ def of_cn_clip():
     data._preprocess_text = lambda text: text.lower().replace("“", "\"").replace("”", "\"")
     sys.modules.setdefault("cn_clip.eval.data", data)
     from cn_clip.eval import zeroshot_evaluation
+    # Of an array with one value; newer NumPy refuses what it does.
+    zeroshot_evaluation.float = lambda value: value.item()
     return zeroshot_evaluation
 
 
