@@ -146,6 +146,9 @@ impl KafkaConfig {
             // librdkafka's read-ahead is memory too, and its default of 64 MiB is half of what is in flight.
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.max.bytes", "16777216")
+            // What was fetched of one partition is handed out before that of the next: with a backlog and a slow model, the
+            // default of 1 MiB makes the others wait for minutes. A larger message still comes whole.
+            .set("max.partition.fetch.bytes", "65536")
             // With a small read-ahead, the default of 1 s of silence after each full queue would starve the encoder.
             .set("fetch.queue.backoff.ms", "50");
         if !self.is_newer_protocol() {

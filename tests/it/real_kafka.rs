@@ -198,6 +198,26 @@ pub async fn write_transactions<const N: usize>(config: &KafkaConfig, topic: &st
     .expect("no panic");
 }
 
+/// Otherwise a partition of a backlog waits for as long as the model takes for a megabyte of each of the others.
+#[tokio::test]
+async fn a_backlog_is_read_a_little_of_each_partition_at_a_time() {
+    let Some(mut config) = real_broker("turns") else { return };
+    create_topic(&config, &config.posts_topic, 3, &[]).await;
+    // A batch comes whole; this is the size of those that most producers send.
+    config.properties.insert("batch.size".to_owned(), "16384".to_owned());
+    produce(&config, 0..6_000, "none").await;
+    let (source, mut envelopes, _) = start(&config, ROOMY).await;
+    let mut by_partition = BTreeMap::new();
+    for _ in 0..3_000 {
+        let envelope = receive(&mut envelopes).await;
+        *by_partition.entry(envelope.position.partition).or_insert(0) += 1;
+        envelope.settle();
+    }
+    assert!(by_partition.len() == 3 && by_partition.values().all(|&read| read > 600), "{by_partition:?}");
+    drop(envelopes);
+    source.stop(PATIENCE).await.expect("stops");
+}
+
 #[tokio::test]
 async fn gaps_of_transactions_do_not_hold_the_watermark_back() {
     let Some(config) = real_broker("transactions") else { return };
