@@ -8,6 +8,7 @@ use feedlens::query::keys;
 use serde_json::{Value, json};
 
 use crate::binary::feedlens;
+use crate::browser::Browser;
 use crate::kafka_support::wait_until;
 use crate::query_support::{DRAWINGS, Worker, api_keys, client, drawing_base64, post_ids, read, write_api_keys};
 
@@ -244,4 +245,32 @@ async fn the_topics_of_a_batch_are_encoded_before_and_not_one_by_one() {
     assert_eq!(response.expect("an answer").status().as_u16(), 200);
     let cache = |result| worker.service.metrics().embedding_cache.with_label_values(&[result]).get();
     assert_eq!((cache("miss"), cache("hit")), (DRAWINGS.len() as u64, DRAWINGS.len() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_the_description_shows_every_address_and_fits_a_phone() {
+    let screen = json!({"deviceMetrics": {"width": 360, "height": 740, "pixelRatio": 1.0}});
+    let Some(browser) = Browser::with_options("en", json!({"mobileEmulation": screen})).await else { return };
+    let worker = Worker::empty(&[]).await;
+    let (_, description) = worker.get("/v1/openapi.json").await;
+    browser.client.goto(&format!("{}/docs#SearchFilter", worker.url)).await.expect("opens");
+    browser.until("document.getElementById('SearchFilter') !== null").await;
+    let shown = browser.script("return [...document.querySelectorAll('#main .card')].map(e => e.id);").await;
+    let shown = shown.as_array().expect("a list").iter().map(|id| id.as_str().expect("an id")).collect::<BTreeSet<_>>();
+    for path in keys_of(&description["paths"]) {
+        for method in keys_of(&description["paths"][path]) {
+            let id = path.split(|character: char| !character.is_ascii_alphanumeric()).collect::<Vec<_>>().join("-");
+            let id = id.replace("--", "-");
+            assert!(shown.contains(format!("{method}{id}").as_str()), "{method} {path}: {shown:?}");
+        }
+    }
+    for schema in keys_of(&description["components"]["schemas"]) {
+        assert!(shown.contains(schema), "{schema}: {shown:?}");
+    }
+    let widths = browser.script("return [window.innerWidth, document.documentElement.scrollWidth];").await;
+    assert_eq!(widths, json!([360, 360]));
+    let loaded = "return performance.getEntriesByType('resource').map(e => e.name)
+        .filter(name => !name.startsWith(location.origin));";
+    assert_eq!(browser.script(loaded).await, json!([]), "nothing comes from elsewhere");
+    browser.close().await;
 }
