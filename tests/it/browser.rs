@@ -113,7 +113,9 @@ impl Browser {
 
     /// Fails if something pushes the page wider than its window.
     pub async fn assert_no_overflow(&self) {
-        let widths = self.script("return [document.documentElement.scrollWidth, innerWidth];").await;
+        // Not innerWidth, which grows with the page where a phone zooms out to show all of it.
+        let root = "document.documentElement";
+        let widths = self.script(&format!("return [{root}.scrollWidth, {root}.clientWidth];")).await;
         assert!(
             widths[0].as_f64() <= widths[1].as_f64(),
             "the page is {} wide in a window of {}",
