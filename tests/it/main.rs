@@ -31,6 +31,7 @@ mod outage_support;
 mod outages;
 mod page;
 mod page_states;
+mod page_topics;
 mod parity;
 mod picture_memory;
 mod pipeline;
