@@ -68,7 +68,7 @@ async fn a_post_is_found_by_its_caption_until_a_replay_brings_its_picture(store:
     assert!(is_pending(&stored(&feed, "p1").await));
 
     let search = query_support::Worker::over(&bench.config, bench.store.clone()).await;
-    let ask = async |target: &str| search.ask(&json!({"topic": "红苹果", "target": target})).await.1;
+    let ask = async |target: &str| search.ask(&json!({"topic": "红苹果", "target": target, "fold": false})).await.1;
     assert_eq!(ask("image").await["hits"], json!([]));
     for target in ["caption", "both"] {
         let answer = ask(target).await;
