@@ -10,7 +10,7 @@ use serde::Serialize;
 use toml::Value;
 
 use crate::cli::progress::Progress;
-use crate::cli::{output, start, zero_shot};
+use crate::cli::{calibrate, output, start, transforms, zero_shot};
 use crate::config::Config;
 use crate::eval::dataset::{Dataset, Image, Source};
 use crate::eval::embed::{self, Embedder};
@@ -63,6 +63,9 @@ pub struct Arguments {
     image_features: Option<PathBuf>,
     #[command(flatten)]
     zero_shot: zero_shot::Options,
+    calibrate: calibrate::Options,
+    #[command(flatten)]
+    transforms: transforms::Options,
 }
 
 #[derive(Serialize)]
@@ -125,6 +128,14 @@ impl Arguments {
         })
         .await
         .context("reading the set panicked")??;
+        if arguments.calibrate.is_wanted() || arguments.transforms.is_wanted() {
+            let encoder = start::encoder(&config, &Arc::new(Metrics::new())).await?;
+            let embedder = Embedder::new(encoder, &config.encoder, &config.images);
+            return match arguments.calibrate.is_wanted() {
+                true => arguments.calibrate.run(&embedder, &set, &config.model.dir).await,
+                false => arguments.transforms.run(&embedder, &set, &config.query).await,
+            };
+        }
         if let Some((ids, _)) = &texts {
             arguments.check_order(&set, ids)?;
         }

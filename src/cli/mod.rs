@@ -1,5 +1,6 @@
 //! The command line: one thin file a command. Results go to stdout, logs and progress to stderr.
 
+mod calibrate;
 mod configuration;
 mod demo;
 mod dlq;
@@ -21,6 +22,7 @@ mod start;
 mod table;
 mod terminal;
 mod zero_shot;
+mod transforms;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

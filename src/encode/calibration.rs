@@ -86,3 +86,35 @@ impl Calibration {
         Ok(Some(calibration))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_is_a_dot_product_and_an_unknown_language_takes_the_stricter_one() {
+        let thresholds = Thresholds { zh: Some(12.0), en: Some(16.0), other: None, picture: None };
+        assert_eq!(thresholds.cosine(Query::Topic(Language::Chinese), 40.0), Some(0.3));
+        assert_eq!(thresholds.cosine(Query::Topic(Language::English), 40.0), Some(0.4));
+        assert_eq!(thresholds.cosine(Query::Topic(Language::Other), 40.0), Some(0.4));
+        assert_eq!(thresholds.cosine(Query::Picture, 1.0), None);
+        assert_eq!(Thresholds::default().cosine(Query::Topic(Language::Other), 1.0), None);
+    }
+
+    #[test]
+    fn a_folder_has_thresholds_or_none_and_a_broken_file_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(Calibration::read(folder.path()).expect("reads"), None);
+        let write = |text: &str| std::fs::write(folder.path().join(FILE), text).expect("writes");
+        write(r#"{"image": {"zh": 12.5}, "caption": {}, "measured": {"image": {}}}"#);
+        let found = Calibration::read(folder.path()).expect("reads").expect("is there");
+        assert_eq!((found.image.zh, found.caption), (Some(12.5), Thresholds::default()));
+        for text in
+            ["", "{}", r#"{"image": {"zh": "high"}, "caption": {}}"#, r#"{"image": {"zh": 1e99}, "caption": {}}"#]
+        {
+            write(text);
+            let error = format!("{:#}", Calibration::read(folder.path()).expect_err("broken"));
+            assert!(error.contains(FILE), "{error}");
+        }
+    }
+}

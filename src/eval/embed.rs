@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use crate::encode::EncoderConfig;
 use crate::encode::encoder::Encoder;
 use crate::encode::worker::Priority;
-use crate::eval::dataset::{Dataset, Source};
+use crate::eval::dataset::{Dataset, Source, Text};
 use crate::image::ImagesConfig;
 use crate::image::decode::{DecodeOptions, decode};
 
@@ -45,6 +45,11 @@ impl Embedder {
         self.encoder.bundle.dimension
     }
 
+    /// The model's factor before a softmax.
+    pub fn logit_scale(&self) -> f32 {
+        self.encoder.bundle.logit_scale
+    }
+
     /// Items that are worth having in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -56,6 +61,14 @@ impl Embedder {
     /// The encoder gives none.
     pub async fn text(&self, text: &str) -> Result<Vec<f32>> {
         Ok(self.encoder.handle.text(self.encoder.tokenizer.encode(text)?, Priority::Feed).await?)
+    }
+
+    /// A text's features as the model gives them, not normalised.
+    ///
+    /// # Errors
+    /// The encoder gives none.
+    pub async fn text_features(&self, text: &str) -> Result<Vec<f32>> {
+        Ok(self.encoder.handle.text_features(self.encoder.tokenizer.encode(text)?, Priority::Feed).await?)
     }
 
     /// The L2-normalised vector of a picture from the bytes of its file.
@@ -95,6 +108,17 @@ pub async fn texts(embedder: &Embedder, set: &Dataset, done: impl Fn()) -> Resul
     let vectors = futures::stream::iter(&set.texts)
         .map(|text| async { embedder.text(&text.text).await.with_context(|| format!("text_id {}", text.id)) });
     collect(vectors.buffered(embedder.in_flight()), set.texts.len(), embedder.dimension(), done).await
+}
+
+/// Features [texts, dimension] of texts as the model gives them, not normalised, in order.
+///
+/// # Errors
+/// Names the text.
+pub async fn text_features(embedder: &Embedder, texts: &[Text]) -> Result<Array2<f32>> {
+    let features = futures::stream::iter(texts).map(|text| async {
+        embedder.text_features(&text.text).await.with_context(|| format!("the text {:?}", text.text))
+    });
+    collect(features.buffered(embedder.in_flight()), texts.len(), embedder.dimension(), || {}).await
 }
 
 /// Vectors [pictures, dimension] of a set's pictures, in order. `done` is called after each.

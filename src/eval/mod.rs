@@ -1,5 +1,6 @@
 //! Evaluation and batch retrieval: labelled sets, exact ranking, recall, what the features tell, and `match`.
 
+pub mod calibrate;
 pub mod chinese_clip;
 pub mod dataset;
 pub mod embed;
@@ -11,5 +12,6 @@ pub mod rank;
 pub mod recall;
 pub mod retrieve;
 pub mod table;
+pub mod transforms;
 pub mod vector_file;
 pub mod zero_shot;

@@ -124,6 +124,10 @@ async fn every_good_post_is_found_and_every_bad_one_is_a_dead_letter() {
     for sign in NO_VEHICLES {
         assert!(!post_ids(&answer).contains(&format!("demo:{sign}")), "{answer}");
     }
+    for topic in ["难民危机", "房贷利率下调", "quantum entanglement", "labour contract dispute"] {
+        let answer = search(data.path(), &[topic]);
+        assert!(post_ids(&answer).is_empty() && answer["min_score"].is_number(), "nothing fits {topic}: {answer}");
+    }
     let picture = root().join("demo/images/1f34e.png");
     let answer = search(data.path(), &["--image", picture.to_str().expect("UTF-8")]);
     assert_eq!(post_ids(&answer)[0], "demo:1f34e", "a picture of the feed finds its own post: {answer}");

@@ -199,3 +199,64 @@ fn what_is_wrong_is_named() {
     let features = file("f.jsonl", r#"{"text_id": 7, "feature": [1, 0]}"#);
     refuses(&["--pairs", &texts, "--text-features", &features], &["features", "order"]);
 }
+
+/// A copy of the bundled model whose folder may be written to.
+fn model_copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(root().join("models/small")).expect("reads") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() && !path.ends_with("calibration.json") {
+            std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copies");
+        }
+    }
+    std::os::unix::fs::symlink(root().join("models/small/golden"), folder.path().join("golden")).expect("links");
+    folder
+}
+
+#[test]
+fn thresholds_are_written_into_the_models_folder_and_those_of_other_languages_stay() {
+    let model = model_copy();
+    let pairs = model.path().join("pairs.jsonl");
+    let labels = read(&root().join("demo/labels_zh.jsonl"));
+    std::fs::write(&pairs, labels.lines().take(200).collect::<Vec<_>>().join("\n")).expect("writes");
+    let file = model.path().join("calibration.json");
+    std::fs::write(&file, r#"{"image": {"en": 1.5}, "caption": {"zh": 2.5}}"#).expect("writes");
+    let (unmatched, posts) = (root().join("demo/unmatched_zh.jsonl"), root().join("demo/feed.jsonl"));
+    let calibrate = ["--calibrate", "--model", text(model.path()), "--pairs", text(&pairs), "--images", "demo"];
+    let found = report(&[&calibrate[..], &["--unmatched", text(&unmatched), "--captions", text(&posts)]].concat());
+    let written: Value = serde_json::from_str(&read(&file)).expect("JSON");
+    for target in ["image", "caption"] {
+        let measured = &found["thresholds"][target]["zh"];
+        assert_eq!(written[target]["zh"], measured["set_on"]["threshold"], "{written}");
+        for half in ["set_on", "held_out"] {
+            let [answered, wrong] = ["answered", "false_answers"].map(|key| measured[half][key].as_f64().expect(key));
+            assert!(answered > 60.0 && wrong < 40.0 && measured[half]["matching"].as_u64() > Some(90), "{found}");
+        }
+    }
+    assert_eq!(written["image"]["en"], json!(1.5), "{written}");
+    // Without topics that nothing matches: each text without its own pictures, which is harder.
+    let stricter = report(&calibrate);
+    let [stricter, before] =
+        [&stricter, &found].map(|it| it["thresholds"]["image"]["zh"]["set_on"]["threshold"].as_f64());
+    assert!(stricter.is_some() && before.is_some() && stricter != before);
+    std::fs::write(&pairs, labels.lines().take(10).collect::<Vec<_>>().join("\n")).expect("writes");
+    refuses(&calibrate, &["too few"]);
+}
+
+#[test]
+fn transforms_keep_recall_and_tell_what_they_change() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pairs = folder.path().join("pairs.jsonl");
+    let labels = read(&root().join("demo/labels_zh.jsonl"));
+    std::fs::write(&pairs, labels.lines().take(150).collect::<Vec<_>>().join("\n")).expect("writes");
+    let posts = root().join("demo/feed.jsonl");
+    let all = report(&["--transform", "all", "--pairs", text(&pairs), "--images", "demo", "--posts", text(&posts)]);
+    let effects = all["transforms"].as_array().expect("a list");
+    let names = effects.iter().map(|effect| effect["transform"].as_str().expect("a name")).collect::<Vec<_>>();
+    assert_eq!(names, ["none", "sine", "sigmoid", "centred_sigmoid"]);
+    for effect in &effects[1..] {
+        assert_eq!(effect["image"], effects[0]["image"], "recall of one ranking stays");
+        assert_ne!(effect["calibration_error"], effects[0]["calibration_error"]);
+        assert!(effect["rrf"].is_array() && effect["weighted"].is_array(), "{effect}");
+    }
+}

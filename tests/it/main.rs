@@ -43,6 +43,7 @@ mod real_kafka_groups;
 mod real_kafka_security;
 mod real_kafka_standing;
 mod real_kafka_start;
+mod relevance;
 mod replayed_topic;
 mod running;
 mod scripts;
