@@ -57,7 +57,8 @@ impl Searcher {
 
     /// The posts that a search for a topic finds, with their captions.
     pub async fn find(&self, topic: &str, target: &str, top_k: usize) -> Result<BTreeMap<String, Option<String>>> {
-        let request = json!({"topic": topic, "target": target, "top_k": top_k}).to_string();
+        let request =
+            json!({"topic": topic, "target": target, "top_k": top_k, "min_score": "none", "fold": false}).to_string();
         let answer = self
             .http
             .post(format!("{}/v1/search", self.url))

@@ -30,7 +30,7 @@ async fn the_description_names_every_field_of_an_answer() {
     let worker = Worker::start(&[]).await;
     let (status, description) = worker.get("/v1/openapi.json").await;
     assert_eq!((status, &description["openapi"]), (200, &json!("3.1.0")));
-    let (_, answer) = worker.ask(&json!({"request_id": "r1", "topic": "海"})).await;
+    let (_, answer) = worker.ask(&json!({"request_id": "r1", "topic": "海", "min_score": "none"})).await;
     let (_, stats) = worker.get("/v1/stats").await;
     let (_, thumbnail) = worker.get("/v1/thumbnail?post_id=demo:1f34e").await;
     let (_, error) = worker.get("/v1/search").await;

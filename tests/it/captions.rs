@@ -32,7 +32,8 @@ async fn topics_of_searches_are_cleaned_as_captions_are() {
     for (clean, alike) in [("captions.clean=true", true), ("captions.clean=false", false)] {
         let worker = query_support::Worker::start(&[clean]).await;
         let scores = async |topic: &str| {
-            let (status, answer) = worker.ask(&json!({"topic": topic, "target": "image", "top_k": 5})).await;
+            let (status, answer) =
+                worker.ask(&json!({"topic": topic, "target": "image", "top_k": 5, "min_score": "none"})).await;
             let hits: &Vec<Value> = answer["hits"].as_array().expect("hits");
             (status, hits.iter().map(|hit| hit["score"].as_f64().expect("a score")).collect::<Vec<_>>())
         };

@@ -145,7 +145,7 @@ async fn index_hostile_posts(worker: &Worker) -> Vec<String> {
 async fn hostile_posts_are_text_and_leave_the_layout_whole() {
     for (options, width) in [(phone(390), 390), (json!({}), 1440)] {
         let Some(browser) = Browser::with_options("en", options).await else { return };
-        let worker = Worker::empty(&[]).await;
+        let worker = Worker::empty(&["query.min_score=none"]).await;
         let captions = index_hostile_posts(&worker).await;
         if width == 1440 {
             browser.client.set_window_size(1440, 900).await.expect("wide");

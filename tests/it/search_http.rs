@@ -77,8 +77,10 @@ async fn category_words_in_both_languages_find_their_kind() {
 async fn url_parameters_find_the_same_as_json() {
     let worker = Worker::start(&[]).await;
     let filter = json!({"author": "甲", "tags_any": ["水果", "其他"], "lang": "zh", "since": "2026-11-20"});
-    let (_, by_json) = worker.ask(&json!({"topic": "飞机", "top_k": 3, "target": "both", "filter": filter})).await;
-    let query = "q=飞机&top_k=3&target=both&author=甲&tag=水果&tag=其他&lang=zh&since=2026-11-20";
+    let (_, by_json) = worker
+        .ask(&json!({"topic": "飞机", "top_k": 3, "target": "both", "filter": filter, "min_score": "none"}))
+        .await;
+    let query = "q=飞机&top_k=3&target=both&min_score=none&author=甲&tag=水果&tag=其他&lang=zh&since=2026-11-20";
     let (status, by_url) = worker.get(&format!("/v1/search?{query}")).await;
     assert_eq!((status, &by_url["hits"]), (200, &by_json["hits"]), "{by_url}");
     assert_eq!(post_ids(&by_url).len(), 3);
@@ -139,7 +141,8 @@ async fn filters_hold_for_every_hit() {
         }),
     ];
     for (filter, holds) in cases {
-        let (_, answer) = worker.ask(&json!({"topic": "水果", "top_k": 50, "filter": filter})).await;
+        let (_, answer) =
+            worker.ask(&json!({"topic": "水果", "top_k": 50, "filter": filter, "min_score": "none"})).await;
         let expected: BTreeSet<String> = (0..DRAWINGS.len())
             .filter(|index| holds(*index))
             .map(|index| format!("demo:{}", DRAWINGS[index].0))

@@ -32,7 +32,8 @@ async fn every_request_is_answered_under_its_id() {
     let producer = Producer::new(&config).expect("a producer");
     let many: Vec<(Option<String>, Option<String>)> = (0..20)
         .map(|number| {
-            let request = json!({"request_id": format!("many{number}"), "topic": format!("水果 {number}")});
+            let request =
+                json!({"request_id": format!("many{number}"), "topic": format!("水果 {number}"), "min_score": "none"});
             (None, Some(request.to_string()))
         })
         .collect();
