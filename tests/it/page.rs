@@ -104,7 +104,7 @@ async fn sample_topics_history_and_keys_work_in_chinese() {
 #[tokio::test(flavor = "multi_thread")]
 async fn recent_topics_are_suggested_and_can_be_forgotten() {
     let Some(browser) = Browser::open("en").await else { return };
-    let worker = Worker::start(&[]).await;
+    let worker = Worker::start(&["query.min_score=none"]).await;
     browser.client.goto(&worker.url).await.expect("opens");
     for topic in ["红苹果", "a red apple", "公交车"] {
         browser.search_for(topic).await;
