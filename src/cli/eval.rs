@@ -63,6 +63,7 @@ pub struct Arguments {
     image_features: Option<PathBuf>,
     #[command(flatten)]
     zero_shot: zero_shot::Options,
+    #[command(flatten)]
     calibrate: calibrate::Options,
     #[command(flatten)]
     transforms: transforms::Options,

@@ -21,8 +21,8 @@ mod search;
 mod start;
 mod table;
 mod terminal;
-mod zero_shot;
 mod transforms;
+mod zero_shot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,7 +69,7 @@ enum Command {
     Produce(produce::Arguments),
     Search(Box<search::Arguments>),
     Match(matching::Arguments),
-    Eval(eval::Arguments),
+    Eval(Box<eval::Arguments>),
     Embed(embed::Arguments),
     #[command(subcommand)]
     Model(model::Command),
