@@ -1,5 +1,6 @@
 //! `feedlens demo`: a broker, both workers and the store in one process.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -100,8 +101,9 @@ impl Arguments {
             &kafka.moderation_topic,
         ];
         let topics = topics.iter().filter(|topic| !topic.is_empty()).collect::<Vec<_>>();
-        let broker =
-            EmbeddedBroker::start(&topics.iter().map(|topic| (topic.as_str(), PARTITIONS)).collect::<Vec<_>>())?;
+        let topics = topics.iter().map(|topic| (topic.as_str(), PARTITIONS)).collect::<Vec<_>>();
+        // To the end of the process: readers of topics end on threads of their own, and would tell that no broker answers.
+        let broker = ManuallyDrop::new(EmbeddedBroker::start(&topics)?);
         config.kafka.brokers = broker.bootstrap();
         // The requests topic is for other programs, and none of them can know this broker.
         config.query.kafka = false;
