@@ -69,6 +69,7 @@ impl KafkaConfig {
                 "a topic of posts has no name; look at kafka.posts_topic and kafka.further_posts_topics"
             );
         }
+        self.check_written_topics()?;
         self.check_security()?;
         for (key, way_out) in REFUSED {
             if self.properties.contains_key(key) {
@@ -101,6 +102,28 @@ impl KafkaConfig {
              ({limit:?}), after which the group goes on without this worker; lower {key}, or raise {limited_by} in \
              kafka.properties"
         );
+        Ok(())
+    }
+
+    fn check_written_topics(&self) -> anyhow::Result<()> {
+        let mut written = vec![
+            ("kafka.dead_letter_topic", &self.dead_letter_topic),
+            ("kafka.moderation_topic", &self.moderation_topic),
+        ];
+        if !self.standing_topic.is_empty() {
+            written.push(("kafka.standing_topic", &self.standing_topic));
+            written.push(("kafka.matches_topic", &self.matches_topic));
+        }
+        for (index, (key, topic)) in written.iter().enumerate() {
+            ensure!(!topic.trim().is_empty(), "{key} is empty; name a topic");
+            ensure!(
+                !self.posts_topics().contains(topic),
+                "{key} is a topic of posts ({topic:?}), and would be read as such; name another"
+            );
+            if let Some((other, _)) = written[..index].iter().find(|(_, earlier)| earlier == topic) {
+                bail!("{other} and {key} are both {topic:?}; give each its own");
+            }
+        }
         Ok(())
     }
 
@@ -284,6 +307,9 @@ mod tests {
             ("kafka.start=newest", ["kafka.start", "earliest"]),
             ("kafka.further_posts_topics=[\"\"]", ["no name", "kafka.further_posts_topics"]),
             ("kafka.brokers=\"\"", ["kafka.brokers", "host:port"]),
+            ("kafka.matches_topic=\"\"", ["kafka.matches_topic is empty", "name a topic"]),
+            ("kafka.matches_topic=posts", ["kafka.matches_topic is a topic of posts", "name another"]),
+            ("kafka.moderation_topic=topics.standing", ["kafka.moderation_topic and kafka.standing_topic", "its own"]),
             ("kafka.pause_after=4m", ["kafka.pause_after", "max.poll.interval.ms"]),
             ("ingest.drain_timeout=41s", ["ingest.drain_timeout (41s)", "session.timeout.ms (45s)"]),
             ("query.timeout=41s", ["query.timeout (41s)", "session.timeout.ms (45s)"]),

@@ -59,7 +59,8 @@ async fn create(admin: &Arc<AdminClient<ProducerCallbacks>>, topic: &str, cleanu
     // Asked first: who may not make topics may still use those that are there.
     let (asked, name) = (admin.clone(), topic.to_owned());
     let is_there = move || {
-        let found = asked.inner().fetch_metadata(Some(&name), TIMEOUT)?;
+        // Of all topics: brokers make a topic that is asked for by its name, without the settings that it needs.
+        let found = asked.inner().fetch_metadata(None, TIMEOUT)?;
         Ok::<_, KafkaError>(found.topics().iter().any(|topic| topic.name() == name && topic.error().is_none()))
     };
     let is_there = tokio::task::spawn_blocking(is_there).await.map_err(|error| error.to_string())?;

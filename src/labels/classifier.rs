@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ndarray::ArrayView1;
+
 use super::config::Moderation;
 
 /// The label sets with their vectors.
@@ -63,7 +65,7 @@ impl Classifier {
 
     fn classify_in(&self, set: &Set, vector: &[f32]) -> Vec<Assigned> {
         let logit = |other: &[f32]| {
-            let cosine = vector.iter().zip(other).map(|(left, right)| left * right).sum::<f32>();
+            let cosine = ArrayView1::from(vector).dot(&ArrayView1::from(other));
             f64::from(self.logit_scale * cosine)
         };
         let background = set.background.as_deref().map(logit);

@@ -16,6 +16,10 @@ use crate::query::admission::{Kind, Place};
 use crate::query::error::SearchError;
 use crate::query::request::{SearchRequest, Subject};
 use crate::query::service::{SearchResponse, SearchService, Source, too_slow};
+use crate::text::shortened;
+
+/// Characters of what a sender wrote that an error repeats.
+const SHOWN: usize = 200;
 
 /// The searches of a request, checked one by one.
 #[derive(Debug)]
@@ -62,7 +66,10 @@ impl Batch {
     /// # Errors
     /// 400 where the whole is not a list of 1 to `query.max_batch` searches.
     pub fn from_json(bytes: &[u8], config: &QueryConfig) -> Result<Self, SearchError> {
-        let broken = |error| SearchError::bad_request(format!("the batch is not {{\"searches\": [...]}}: {error}"));
+        let broken = |error: serde_json::Error| {
+            let error = error.to_string();
+            SearchError::bad_request(format!("the batch is not {{\"searches\": [...]}}: {}", shortened(&error, SHOWN)))
+        };
         let body: Body<'_> = serde_json::from_slice(bytes).map_err(broken)?;
         let mut searches = serde_json::Deserializer::from_str(body.searches.get());
         let searches = Elements { most: config.max_batch }.deserialize(&mut searches).map_err(broken)?;

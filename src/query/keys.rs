@@ -201,9 +201,10 @@ impl Watched {
 impl KeySet {
     fn parse(text: &str, config: &QueryConfig) -> Result<Self> {
         let entries: BTreeMap<String, Entry> = toml::from_str(text).map_err(|error| {
-            // The error's own text shows the line, and with it perhaps a key that was written there by mistake.
+            // The error's own text shows what stands there, and with it perhaps a key that was written there by mistake.
             let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
-            anyhow::anyhow!("line {line}: {}", error.message())
+            let form = "each key is a table: [name], hashes = [\"sha256:...\"], and optionally rate and burst";
+            anyhow::anyhow!("line {line} is not of the form of this file; {form}")
         })?;
         ensure!(!entries.is_empty(), "it holds no keys; leave query.api_keys_file empty to ask for none");
         ensure!(entries.len() <= MAX_KEYS, "it holds {} keys; at most {MAX_KEYS} are taken", entries.len());

@@ -258,10 +258,10 @@ async fn senders_who_announce_much_and_send_little_keep_nobody_out() {
 async fn a_large_request_counts_until_its_picture_is_decoded() {
     let networks = "images.allow_networks=[\"127.0.0.0/8\"]";
     let patient = ["query.kafka=false", "query.timeout=60s", "images.timeout=60s", networks];
-    let limits = ["query.max_body_bytes=20480", "query.max_wait=50ms"];
+    let limits = ["query.max_body_bytes=204800", "query.max_wait=50ms"];
     let worker = Worker::start(&[&patient[..], &limits].concat()).await;
     let (host, listener) = silent_host().await;
-    let large = |request: Value| format!("{}{request}", " ".repeat(19_000));
+    let large = |request: Value| format!("{}{request}", " ".repeat(190_000));
     let post = |body: String| client().post(format!("{}/v1/search", worker.url)).body(body).send();
     let slow = futures::future::join_all((0..4).map(|_| post(large(json!({"image": {"url": host}})))));
     let refused = async {

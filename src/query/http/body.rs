@@ -18,6 +18,8 @@ const BODY_UNIT: u64 = 1024;
 const LARGE_BODIES: u64 = 4;
 /// A body larger than this is parsed off the async threads: it takes more than some 100 microseconds.
 const INLINE_PARSE_BYTES: usize = 128 * 1024;
+/// A body up to this takes no room, so that large ones which stall keep no topic out; `query.max_connections` bounds them.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
 /// The memory for bodies, as permits.
 pub(super) fn memory(config: &QueryConfig) -> Arc<Semaphore> {
@@ -29,6 +31,9 @@ impl App {
     /// Takes room for what has arrived of a body, and not for what was announced: whoever announces much and sends little
     /// must not keep others out.
     async fn make_room(&self, memory: &mut Option<OwnedSemaphorePermit>, bytes: u64) -> Result<(), SearchError> {
+        if bytes <= SMALL_BODY_BYTES {
+            return Ok(());
+        }
         let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let units = (bytes.div_ceil(BODY_UNIT) as usize).saturating_sub(held);
         let room = Arc::clone(&self.bodies).acquire_many_owned(units.try_into().unwrap_or(u32::MAX));

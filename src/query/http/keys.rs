@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, ORIGIN, RETRY_AFTER};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -47,10 +47,17 @@ fn given(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 /// Browsers send a plain POST for any page, and only keep the answer from it: where no key is asked for, that would be enough to
-/// change things and to keep the worker busy. Programs send no such header.
+/// change things and to keep the worker busy. They tell where it comes from in `Sec-Fetch-Site`, and where the worker is asked
+/// without TLS only in `Origin`. Programs send neither.
 pub(super) async fn refuse_other_pages(State(app): State<App>, request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let is_other = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+    let is_other = match headers.get("sec-fetch-site") {
+        Some(site) => site != "same-origin" && site != "none",
+        None => headers.get(ORIGIN).is_some_and(|origin| {
+            let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            host.map(|(_, host)| host.as_bytes()) != headers.get(HOST).map(HeaderValue::as_bytes)
+        }),
+    };
     let is_named = || {
         let origin = headers.get(ORIGIN).map(HeaderValue::as_bytes);
         app.service.config().cors_origins.iter().any(|named| Some(named.as_bytes()) == origin)

@@ -22,6 +22,7 @@ use crate::labels::config::SetConfig;
 use crate::query::error::{ErrorCode, ErrorResponse, SearchError};
 use crate::query::live::{Live, MatchStream, Next};
 use crate::standing::registration::{Registration, Target};
+use crate::text::shortened;
 
 /// Between comments that keep a quiet stream open: proxies cut connections that are silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -211,8 +212,9 @@ impl App {
     async fn registration(&self, request: Request) -> Result<StandingTopicBody, SearchError> {
         let mut memory = None;
         let bytes = self.read_body(request.into_body(), &mut memory).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| SearchError::bad_request(format!("the registration is no good: {error}")))
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string()).map_err(|error| {
+            SearchError::bad_request(format!("the registration is no good: {}", shortened(&error, 200)))
+        })
     }
 }
 

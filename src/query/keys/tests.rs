@@ -52,6 +52,8 @@ fn a_file_that_is_no_good_is_one_sentence_without_secrets() {
         ("a = 1".to_owned(), "line 1"),
         (format!("[a]\nhashes = [\"{ONE}\"]"), "[a]: a hash is"),
         (format!("[a]\nhashes = {ONE}"), "line 2"),
+        (format!("[a]\nhashes = \"{ONE}\""), "line 2"),
+        (format!("a = \"{ONE}\""), "line 1"),
         ("[a]\nhashes = []".to_owned(), "hashes is empty"),
         (good.replace("sha256:", "sha256:+"), "a hash is"),
         (good.replace("hashes", "hash"), "hash"),

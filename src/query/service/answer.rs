@@ -156,7 +156,12 @@ impl SearchService {
             let lists: Vec<(VectorName, Vec<Hit>)> = targets.iter().copied().zip(found).collect();
             // A ranking ends where the store has no more, or where none of the rest can be a hit.
             let is_last = lists.iter().all(|(using, hits)| hits.len() < limit || thresholds.end(*using, hits));
-            ranker.add(lists);
+            // Folding compares each picture with each hit before it: too long for an async thread where pages lie deep.
+            let adding = tokio::task::spawn_blocking(move || {
+                ranker.add(lists);
+                ranker
+            });
+            ranker = adding.await.expect("ranking does not panic. This is a bug.");
             if ranker.is_full() || is_last || candidates == MAX_CANDIDATES {
                 return Ok((ranker.candidates(), ranker.finish(offset)));
             }
