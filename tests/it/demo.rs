@@ -23,7 +23,9 @@ const NO_VEHICLES: [&str; 13] =
 fn run_demo(data: &Path) -> String {
     let output = feedlens(&["demo", "--once", "--data-dir", data.to_str().expect("UTF-8")]).output().expect("starts");
     let stdout = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}\n{log}");
+    assert!(!log.contains(" WARN ") && !log.contains(" ERROR "), "all is well: {log}");
     stdout
 }
 
