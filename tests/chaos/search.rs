@@ -13,6 +13,9 @@ use crate::ROOT;
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// A search gives no more.
+pub const MOST_HITS: usize = feedlens::query::service::MAX_CANDIDATES;
+
 /// A query worker.
 pub struct Searcher {
     child: Child,
@@ -26,7 +29,7 @@ impl Searcher {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let config = folder.join("query.toml");
         let own = format!(
-            "[query]\nlisten = \"127.0.0.1:{port}\"\nkafka = false\nmax_top_k = 1_000_000\ntimeout = \"60s\"\n\
+            "[query]\nlisten = \"127.0.0.1:{port}\"\nkafka = false\nmax_top_k = {MOST_HITS}\nmax_offset = 0\ntimeout = \"60s\"\n\
              [admin]\nlisten = \"\"\n"
         );
         std::fs::write(&config, format!("{settings}\n{own}"))?;
