@@ -99,6 +99,8 @@ pub struct Metrics {
     pub api_requests: IntCounterVec,
     /// Changes of the file of API keys, by outcome (`ok`, `failed`: the keys stayed as they were).
     pub api_keys_reloads: IntCounterVec,
+    /// By port (`query.tls`, `admin.tls`) and outcome (`ok`, `failed`).
+    pub tls_reloads: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
     pub search_seconds: HistogramVec,
     /// Always 1; the labels tell the version.
@@ -212,6 +214,11 @@ impl Metrics {
                 "api_keys_reloads_total",
                 "Changes of the file of API keys.",
                 &["outcome"],
+            ),
+            tls_reloads: make.counters(
+                "tls_reloads_total",
+                "Changes of the certificate of a port.",
+                &["port", "outcome"],
             ),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
             build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),

@@ -22,8 +22,11 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::metrics::Metrics;
 
 mod serve;
+pub mod tls;
+pub mod watched;
 
 pub use serve::{Limits, serve};
+use tls::{Tls, TlsConfig};
 
 /// A client of the admin endpoints that neither sends nor reads for so long is cut off.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +61,8 @@ pub enum LogFormat {
 pub struct AdminConfig {
     /// Address; empty: no admin endpoints.
     pub listen: String,
+    /// Its certificate, if it has one.
+    pub tls: TlsConfig,
 }
 
 /// ONNX Runtime tells of every node that it folds, and the embedded engine warns of flags that only its server sets. What
@@ -88,6 +93,7 @@ impl LogConfig {
 
 impl AdminConfig {
     pub(crate) fn check(&self) -> Result<()> {
+        self.tls.check("admin.tls")?;
         if self.listen.is_empty() { Ok(()) } else { address("admin.listen", &self.listen).map(drop) }
     }
 }
@@ -174,7 +180,7 @@ pub async fn bind(listen: &str, key: &str) -> Result<TcpListener> {
 /// From `shutdown` on the worker is no longer ready.
 ///
 /// # Errors
-/// The address is malformed or taken.
+/// The address is malformed or taken, or the certificate is no good.
 pub async fn start_admin(
     config: &AdminConfig,
     metrics: Arc<Metrics>,
@@ -184,6 +190,7 @@ pub async fn start_admin(
     if config.listen.is_empty() {
         return Ok(());
     }
+    let tls = Tls::open("admin.tls", &config.tls, &metrics)?;
     let listener = bind(&config.listen, "admin.listen").await?;
     let router = Router::new()
         .route("/metrics", get(render_metrics))
@@ -192,7 +199,7 @@ pub async fn start_admin(
         .with_state(Admin { metrics, health, shutdown });
     let full = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
     let limits = Limits { timeout: ADMIN_TIMEOUT, connections: ADMIN_CONNECTIONS, full };
-    tokio::spawn(serve(listener, router, limits, CancellationToken::new()));
+    tokio::spawn(serve(listener, tls, router, limits, CancellationToken::new()));
     Ok(())
 }
 

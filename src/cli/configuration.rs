@@ -5,7 +5,7 @@ use std::io::Read as _;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
-use crate::cli::output;
+use crate::cli::{WrongUse, output};
 use crate::config::Config;
 use crate::query::keys;
 
@@ -28,7 +28,12 @@ impl Command {
     pub fn run(&self, config: &Config) -> Result<()> {
         match self {
             Command::Show => output::print(config.to_toml()?),
-            Command::Check => output::print("the configuration is valid\n"),
+            Command::Check => {
+                for (section, tls) in [("query.tls", &config.query.tls), ("admin.tls", &config.admin.tls)] {
+                    tls.server(section).map_err(|error| WrongUse::new(format!("{error:#}")))?;
+                }
+                output::print("the configuration is valid\n")
+            }
             Command::HashKey => {
                 let mut key = String::new();
                 std::io::stdin()

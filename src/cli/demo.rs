@@ -149,7 +149,8 @@ impl Arguments {
                 return Ok(());
             }
             if let Some(page) = page {
-                output::print(format_args!("\nthe page: http://{page}   (Ctrl-C ends)\n"))?;
+                let scheme = if config.query.tls.is_set() { "https" } else { "http" };
+                output::print(format_args!("\nthe page: {scheme}://{page}   (Ctrl-C ends)\n"))?;
             }
             tokio::select! {
                 served = &mut served => served,

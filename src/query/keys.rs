@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,11 +26,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::metrics::Metrics;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
+use crate::service::watched::{read_text, watch};
 
-/// A larger file is not one of keys.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// The file is looked at this often.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// The names are labels of a metric.
 const MAX_KEYS: usize = 1_000;
 const MAX_NAME_CHARACTERS: usize = 64;
@@ -107,7 +104,7 @@ impl ApiKeys {
     /// # Errors
     /// One sentence that names the file, the key and the way out. Hashes and keys are not shown.
     pub fn open(config: &QueryConfig) -> Result<Arc<Self>> {
-        let set = read(&config.api_keys_file).and_then(|text| KeySet::parse(&text, config));
+        let set = read_text(&config.api_keys_file).and_then(|text| KeySet::parse(&text, config));
         let set = set.with_context(|| format!("query.api_keys_file = {:?}", config.api_keys_file))?;
         Ok(Arc::new(Self { set: RwLock::new(set) }))
     }
@@ -129,17 +126,12 @@ impl ApiKeys {
     /// changes nothing, and the log says so.
     pub fn watch(self: &Arc<Self>, config: &QueryConfig, metrics: &Arc<Metrics>) -> AbortOnDropHandle<()> {
         let (keys, config, metrics) = (Arc::clone(self), config.clone(), Arc::clone(metrics));
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut watched = Watched::default();
-            let mut ticks = tokio::time::interval(INTERVAL);
-            loop {
-                ticks.tick().await;
-                let path = config.api_keys_file.clone();
-                let text = tokio::task::spawn_blocking(move || read(&path)).await;
-                let text = text.expect("reading does not panic. This is a bug.");
-                let Some(changed) = watched.changed(text) else { continue };
+        let path = config.api_keys_file.clone();
+        watch(
+            move || read_text(&path),
+            move |text| {
                 let file = config.api_keys_file.display();
-                let outcome = match changed.and_then(|text| KeySet::parse(&text, &config)) {
+                let outcome = match text.and_then(|text| KeySet::parse(&text, &config)) {
                     Ok(set) => {
                         tracing::info!(%file, keys = set.0.len(), "the API keys are read anew");
                         keys.replace(set);
@@ -151,8 +143,8 @@ impl ApiKeys {
                     }
                 };
                 metrics.api_keys_reloads.with_label_values(&[outcome]).inc();
-            }
-        }))
+            },
+        )
     }
 
     /// A key that stays the same keeps what it has used of its rate.
@@ -169,32 +161,6 @@ impl ApiKeys {
             }
         }
         *set = new;
-    }
-}
-
-/// What the file held, look after look. A file that is being written may be a good one that lacks its end: a change counts
-/// once two looks in a row see the same.
-#[derive(Debug, Default)]
-struct Watched {
-    taken: Option<Result<String, String>>,
-    last: Option<Result<String, String>>,
-}
-
-impl Watched {
-    fn changed(&mut self, text: Result<String>) -> Option<Result<String>> {
-        let text = Some(text.map_err(|error| format!("{error:#}")));
-        let steady = self.last == text;
-        let first = self.last.is_none();
-        self.last = text;
-        if first {
-            // The first look after the start, which has just read it.
-            self.taken.clone_from(&self.last);
-        }
-        if !steady || self.taken == self.last {
-            return None;
-        }
-        self.taken.clone_from(&self.last);
-        self.taken.clone().map(|text| text.map_err(anyhow::Error::msg))
     }
 }
 
@@ -281,15 +247,6 @@ pub fn hash(key: &str) -> Result<String> {
     ensure!(key.bytes().all(|octet| octet.is_ascii_graphic()), "a key has visible ASCII characters only, no spaces");
     let digits = Sha256::digest(key.as_bytes()).iter().map(|octet| format!("{octet:02x}")).collect::<String>();
     Ok(format!("{PREFIX}{digits}"))
-}
-
-fn read(path: &PathBuf) -> Result<String> {
-    use std::io::Read as _;
-    let file = std::fs::File::open(path).context("it cannot be opened")?;
-    let mut text = String::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).context("it cannot be read")?;
-    ensure!(text.len() as u64 <= MAX_FILE_BYTES, "it is larger than {MAX_FILE_BYTES} bytes");
-    Ok(text)
 }
 
 /// Whether keys are asked for.

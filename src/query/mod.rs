@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use self::min_score::MinScore;
 use self::rank::fusion::FusionKind;
 use self::rank::transform::Transform;
+use crate::service::tls::TlsConfig;
 
 /// Section `[query]` of the configuration; the comments of `config/default.toml` are the reference.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -39,6 +40,8 @@ use self::rank::transform::Transform;
 pub struct QueryConfig {
     /// Address of the page and the API.
     pub listen: String,
+    /// Its certificate, if it has one.
+    pub tls: TlsConfig,
     /// Connections at a time; a further one is answered 429.
     pub max_connections: usize,
     /// Largest request body, in bytes.
@@ -102,6 +105,7 @@ pub struct QueryConfig {
 impl QueryConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         crate::service::address("query.listen", &self.listen)?;
+        self.tls.check("query.tls")?;
         anyhow::ensure!(
             self.top_k >= 1 && self.top_k <= self.max_top_k,
             "query.top_k ({}) must be between 1 and query.max_top_k ({})",

@@ -9,11 +9,14 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::service::tls::Tls;
 
 /// Between attempts to accept while the system has no more connections to give.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
@@ -25,7 +28,7 @@ const REFUSING_TIMEOUT: Duration = Duration::from_secs(1);
 /// What clients may take.
 #[derive(Clone)]
 pub struct Limits {
-    /// A connection that is idle, has not sent its headers whole, or takes nothing of its answer for so long is cut.
+    /// A connection that is idle, has not shaken hands or sent its headers whole, or takes nothing of its answer for so long is cut.
     pub timeout: Duration,
     /// Connections at a time.
     pub connections: usize,
@@ -34,7 +37,14 @@ pub struct Limits {
 }
 
 /// Serves until `shutdown`, then until the requests under way are answered. Dropping the future cuts all connections.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let tls = tls.map(Arc::new);
     let open = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let refusing = Arc::new(Semaphore::new(REFUSING));
     let mut connections = JoinSet::new();
@@ -44,9 +54,10 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let connection = if let Ok(place) = Arc::clone(&open).try_acquire_owned() {
-                        Connection { stream, router: router.clone(), timeout: limits.timeout, _place: place }
+                        Connection { stream, tls: tls.clone(), router: router.clone(), timeout: limits.timeout, _place: place }
                     } else if let Ok(place) = Arc::clone(&refusing).try_acquire_owned() {
-                        Connection { stream, router: limits.full.clone(), timeout: REFUSING_TIMEOUT, _place: place }
+                        let router = limits.full.clone();
+                        Connection { stream, tls: tls.clone(), router, timeout: REFUSING_TIMEOUT, _place: place }
                     } else {
                         continue;
                     };
@@ -66,6 +77,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
 
 struct Connection {
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     router: Router,
     timeout: Duration,
     _place: OwnedSemaphorePermit,
@@ -77,19 +89,38 @@ impl Connection {
         let _ = self.stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(self.stream);
         stream.set_write_timeout(Some(self.timeout));
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.timeout);
-        let service = TowerToHyperService::new(self.router);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+        let stream = Box::pin(stream);
+        let Some(tls) = self.tls else { return talk(stream, self.router, self.timeout, shutdown).await };
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(self.timeout, tls.accept(stream)) => shaken,
+            () = shutdown.cancelled() => return,
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection broke off");
+        match shaken {
+            Ok(Ok(stream)) => talk(stream, self.router, self.timeout, shutdown).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a client did not shake hands"),
+            Err(_) => tracing::debug!("a client did not end its handshake"),
         }
+    }
+}
+
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    timeout: Duration,
+    shutdown: CancellationToken,
+) {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(timeout);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
     }
 }

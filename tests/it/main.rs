@@ -62,4 +62,5 @@ mod store_order;
 mod store_server;
 mod store_support;
 mod terminal;
+mod tls;
 mod zero_shot;

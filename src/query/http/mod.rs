@@ -31,6 +31,7 @@ use crate::query::keys::{ApiKeys, is_set};
 use crate::query::live::Live;
 use crate::query::service::{OVERLOAD_DELAY, SearchService, humantime};
 use crate::query::stats::Stats;
+use crate::service::tls::Tls;
 use crate::service::{Limits, serve};
 
 /// What the interface serves.
@@ -63,13 +64,14 @@ struct App {
 /// Serves until `shutdown`, then finishes what is under way within `query.timeout`.
 ///
 /// # Errors
-/// The file of the API keys is no good.
+/// The file of the API keys, or the certificate, is no good.
 pub async fn run(listener: TcpListener, interface: impl Into<Interface>, shutdown: CancellationToken) -> Result<()> {
     let interface = interface.into();
     let service = interface.service.clone();
     let config = service.config();
     let (timeout, connections) = (config.timeout, config.max_connections);
     let keys = if is_set(&config.api_keys_file) { Some(ApiKeys::open(config)?) } else { None };
+    let tls = Tls::open("query.tls", &config.tls, service.metrics())?;
     let _watching = keys.as_ref().map(|keys| keys.watch(config, service.metrics()));
     let full = Router::new().fallback(async move || {
         let message = format!("{connections} connections are open already; try again in a moment");
@@ -77,7 +79,7 @@ pub async fn run(listener: TcpListener, interface: impl Into<Interface>, shutdow
     });
     let limits = Limits { timeout, connections, full: full.layer(map_response(respond::add_headers)) };
     tokio::select! {
-        () = serve(listener, router(interface, keys), limits, shutdown.clone()) => {}
+        () = serve(listener, tls, router(interface, keys), limits, shutdown.clone()) => {}
         () = async { shutdown.cancelled().await; tokio::time::sleep(timeout).await } => {
             tracing::warn!("connections that were still open after {} are cut", humantime(timeout));
         }

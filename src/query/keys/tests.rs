@@ -95,24 +95,3 @@ fn a_key_that_stays_the_same_keeps_what_it_has_used() {
     keys.replace(KeySet::parse(&entry("b", &[TWO], ""), &config).expect("parses"));
     assert_eq!(name(&keys, ONE), None, "taken away");
 }
-
-#[test]
-fn a_change_counts_once_and_when_it_is_whole() {
-    let mut watched = Watched::default();
-    let mut look = |text: Result<&str, &str>| {
-        let text = text.map(str::to_owned).map_err(|error| anyhow::Error::msg(error.to_owned()));
-        watched.changed(text).map(|text| text.map_err(|error| error.to_string()))
-    };
-    assert_eq!(look(Ok("old")), None, "read at the start");
-    assert_eq!(look(Ok("old")), None);
-    assert_eq!(look(Ok("ne")), None, "perhaps half of it");
-    assert_eq!(look(Ok("new")), None);
-    assert_eq!(look(Ok("new")), Some(Ok("new".to_owned())));
-    assert_eq!(look(Ok("new")), None);
-    assert_eq!(look(Err("gone")), None, "between two files");
-    assert_eq!(look(Ok("new")), None);
-    assert_eq!(look(Ok("new")), None, "the same again");
-    assert_eq!(look(Err("gone")), None);
-    assert_eq!(look(Err("gone")), Some(Err("gone".to_owned())));
-    assert_eq!(look(Err("gone")), None, "told once");
-}
