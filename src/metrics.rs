@@ -5,6 +5,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use sysinfo::System;
+
 use crate::error::{Outage, Reason};
 
 /// Seconds from 100 microseconds to 30 s.
@@ -21,6 +23,31 @@ const SEARCH_OUTCOMES: [&str; 4] = ["ok", "rejected", "overloaded", "unavailable
 const REGISTRATION_OUTCOMES: [&str; 4] = ["registered", "removed", "rejected", "over_limit"];
 /// Labels of `kafka_errors_total`.
 const KAFKA_ERRORS: [&str; 5] = ["connection", "tls", "authentication", "authorization", "other"];
+/// Labels of `stage_seconds`; the last two are of the embedded store.
+const STAGES: [&str; 12] = [
+    "parse",
+    "fetch",
+    "decode",
+    "resize",
+    "tokenize",
+    "encode",
+    "write",
+    "match",
+    "announce",
+    "dead_letter",
+    "optimize",
+    "checkpoint",
+];
+/// Labels of `batch_size`, `batch_wait_seconds` and `encode_seconds`.
+const TOWERS: [&str; 2] = ["image", "text"];
+/// Labels of `queue_depth`.
+const QUEUES: [&str; 3] = ["encode_image", "encode_text", "write"];
+/// Labels of `embedding_cache_total`.
+const CACHE_RESULTS: [&str; 2] = ["hit", "miss"];
+/// Labels of `search_seconds`.
+const SEARCH_PHASES: [&str; 4] = ["wait", "encode", "store", "total"];
+/// Labels of `api_keys_reloads_total`.
+const RELOAD_OUTCOMES: [&str; 2] = ["ok", "failed"];
 const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// All metrics of a process, in a registry of their own.
@@ -103,7 +130,11 @@ pub struct Metrics {
     pub tls_reloads: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
     pub search_seconds: HistogramVec,
-    /// Always 1; the labels tell the version.
+    /// 1 while the worker is ready, as `/readyz` says it, looked at every few seconds.
+    pub ready: IntGauge,
+    /// Bytes of memory that this process may have: the least of its control group's limit and the machine's memory.
+    pub memory_limit_bytes: IntGauge,
+    /// Always 1; the labels tell the version and the command (`ingest`, `query`, `demo`).
     pub build_info: GaugeVec,
     /// Always 1; the labels tell the model and the provider that really serves.
     pub model_info: GaugeVec,
@@ -221,7 +252,16 @@ impl Metrics {
                 &["port", "outcome"],
             ),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
-            build_info: make.gauges("build_info", "The running version; always 1.", &["version"]),
+            ready: make.int_gauge("ready", "1 while the worker is ready, as /readyz says it."),
+            memory_limit_bytes: make.int_gauge(
+                "memory_limit_bytes",
+                "Memory that this process may have: the least of its control group's limit and the machine's memory.",
+            ),
+            build_info: make.gauges(
+                "build_info",
+                "The running version and command; always 1.",
+                &["version", "command"],
+            ),
             model_info: make.gauges(
                 "model_info",
                 "The model, the execution provider that really serves, and those it had to stand in for; always 1.",
@@ -229,26 +269,67 @@ impl Metrics {
             ),
             registry: registry.clone(),
         };
-        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        // A rate() over a counter that first appears with its first failure misses that failure.
+        metrics.start_at_zero();
+        metrics
+    }
+
+    /// Where the values of labels are known beforehand. A rate() over a counter that first appears with its first failure
+    /// misses that failure, and a dashboard without a curve looks like one that is broken.
+    fn start_at_zero(&self) {
         for reason in Reason::ALL {
-            metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]);
+            self.posts_dead_lettered.with_label_values(&[reason.as_str()]);
         }
         for outage in Outage::ALL {
-            metrics.posts_retried.with_label_values(&[outage.as_str()]);
+            self.posts_retried.with_label_values(&[outage.as_str()]);
+        }
+        for stage in STAGES {
+            self.stage_seconds.with_label_values(&[stage]);
+        }
+        for tower in TOWERS {
+            self.batch_size.with_label_values(&[tower]);
+            self.batch_wait_seconds.with_label_values(&[tower]);
+        }
+        for queue in QUEUES {
+            self.queue_depth.with_label_values(&[queue]);
+        }
+        for result in CACHE_RESULTS {
+            self.embedding_cache.with_label_values(&[result]);
         }
         for kind in KAFKA_ERRORS {
-            metrics.kafka_errors.with_label_values(&[kind]);
+            self.kafka_errors.with_label_values(&[kind]);
         }
         for outcome in REGISTRATION_OUTCOMES {
-            metrics.standing_registrations.with_label_values(&[outcome]);
+            self.standing_registrations.with_label_values(&[outcome]);
         }
         for source in SEARCH_SOURCES {
             for outcome in SEARCH_OUTCOMES {
-                metrics.searches.with_label_values(&[source, outcome]);
+                self.searches.with_label_values(&[source, outcome]);
             }
         }
-        metrics
+        for phase in SEARCH_PHASES {
+            self.search_seconds.with_label_values(&[phase]);
+        }
+        for outcome in RELOAD_OUTCOMES {
+            self.api_keys_reloads.with_label_values(&[outcome]);
+        }
+    }
+
+    /// Tells which command this process runs, and how much memory it may have.
+    pub fn tell_process(&self, command: &str) {
+        self.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), command]).set(1.0);
+        let mut system = System::new();
+        system.refresh_memory();
+        // Of a process outside of any control group the machine's memory is told.
+        let limit = system.cgroup_limits().map_or(system.total_memory(), |limits| limits.total_memory);
+        self.memory_limit_bytes.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    /// Tells which model encodes here, and by which provider: `fallback_from` names those that it stands in for.
+    pub fn tell_model(&self, model: &str, dimension: usize, provider: &str, fallback_from: &str) {
+        self.model_info.with_label_values(&[model, &dimension.to_string(), provider, fallback_from]).set(1.0);
+        for tower in TOWERS {
+            self.encode_seconds.with_label_values(&[tower, provider]);
+        }
     }
 
     /// The text exposition format, version 0.0.4.

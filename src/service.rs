@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -30,6 +31,8 @@ use tls::{Tls, TlsConfig};
 
 /// A client of the admin endpoints that neither sends nor reads for so long is cut off.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at whether the worker is ready, for the metric `ready` and the log.
+const READY_INTERVAL: Duration = Duration::from_secs(5);
 /// Probes and scrapes are few.
 const ADMIN_CONNECTIONS: usize = 256;
 
@@ -192,15 +195,45 @@ pub async fn start_admin(
     }
     let tls = Tls::open("admin.tls", &config.tls, &metrics)?;
     let listener = bind(&config.listen, "admin.listen").await?;
+    let admin = Admin { metrics, health, shutdown };
+    tokio::spawn(watch_readiness(admin.clone()));
     let router = Router::new()
         .route("/metrics", get(render_metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(Admin { metrics, health, shutdown });
+        .with_state(admin);
     let full = Router::new().fallback(async || StatusCode::SERVICE_UNAVAILABLE);
     let limits = Limits { timeout: ADMIN_TIMEOUT, connections: ADMIN_CONNECTIONS, full };
     tokio::spawn(serve(listener, tls, router, limits, CancellationToken::new()));
     Ok(())
+}
+
+/// Keeps the metric `ready`, and logs when a worker that was ready is no longer, and when it is again.
+async fn watch_readiness(admin: Admin) {
+    let mut ticks = tokio::time::interval(READY_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut was_ready, mut is_told) = (false, false);
+    let watch = async {
+        loop {
+            ticks.tick().await;
+            let ready = (admin.health.ready)().await;
+            admin.metrics.ready.set(i64::from(ready.is_ok()));
+            match &ready {
+                Ok(()) if is_told => {
+                    tracing::info!("the worker is ready again");
+                    is_told = false;
+                }
+                Err(error) if was_ready => {
+                    tracing::warn!("the worker is no longer ready: {error:#}");
+                    is_told = true;
+                }
+                _ => {}
+            }
+            was_ready = ready.is_ok();
+        }
+    };
+    admin.shutdown.run_until_cancelled(watch).await;
+    admin.metrics.ready.set(0);
 }
 
 async fn render_metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -109,6 +109,7 @@ impl Arguments {
         config.query.kafka = false;
 
         let metrics = Arc::new(Metrics::new());
+        metrics.tell_process("demo");
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;

@@ -26,6 +26,7 @@ impl Arguments {
         let shutdown = service::shutdown_on_signal()?;
         kafka::check_reachable(&config.kafka).await?;
         let metrics = Arc::new(Metrics::new());
+        metrics.tell_process("ingest");
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let consumer = StatusSlot::default();

@@ -30,6 +30,7 @@ impl Arguments {
             crate::kafka::check_reachable(&config.kafka).await?;
         }
         let metrics = Arc::new(Metrics::new());
+        metrics.tell_process("query");
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = search_service(&config, &encoder, &store, &metrics)?;

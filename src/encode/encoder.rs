@@ -78,9 +78,8 @@ impl Encoder {
         let handle = EncoderHandle::start(encoders, config, known_good, provider, metrics.clone())
             .context("cannot start the encoder's threads")?;
         let bundle = onnx.bundle();
-        let dimension = bundle.dimension.to_string();
         let fallback_from = onnx.refused().iter().map(|(provider, _)| provider.as_str()).collect::<Vec<_>>().join(",");
-        metrics.model_info.with_label_values(&[bundle.id.as_str(), &dimension, provider, &fallback_from]).set(1.0);
+        metrics.tell_model(&bundle.id, bundle.dimension, provider, &fallback_from);
         if !bundle.has_golden() {
             tracing::warn!(
                 model = bundle.id,

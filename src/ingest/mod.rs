@@ -133,6 +133,7 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
         // Thousands of standing topics take a while to be encoded.
         () = shutdown.cancelled() => return Ok(()),
     };
+    config.labels.start_at_zero(&metrics);
     let preparer = Arc::new(Preparer::new(encoder, labeller, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let (ingest, told) = (config.ingest.clone(), progress.clone());

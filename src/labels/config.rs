@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::metrics::Metrics;
+
 /// Labels of all sets together: each is a product with every post.
 const MAX_LABELS: usize = 1_000;
 /// Prompts of a label: each is encoded at the start.
@@ -104,6 +106,19 @@ fn yes() -> bool {
 }
 
 impl LabelsConfig {
+    /// Has the counters of labels and moderation begin at 0: an alert on one that first appears with its first post misses
+    /// that post.
+    pub fn start_at_zero(&self, metrics: &Metrics) {
+        for set in &self.sets {
+            for label in &set.labels {
+                metrics.posts_labelled.with_label_values(&[&format!("{}/{}", set.name, label.name)]);
+            }
+            if let Some(action) = set.moderation {
+                metrics.posts_moderated.with_label_values(&[&set.name, action.as_str()]);
+            }
+        }
+    }
+
     /// Whether each set can work.
     ///
     /// # Errors

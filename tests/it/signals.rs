@@ -102,6 +102,7 @@ async fn a_worker_whose_brokers_are_gone_is_not_ready() {
     for running in &workers {
         wait_until("the worker to be ready", async || running.get("/readyz").is_some_and(|(status, _)| status == 200))
             .await;
+        wait_until("the metric to say so", async || running.metric("feedlens_ready") == 1.0).await;
     }
     drop(broker);
     for running in workers {
@@ -112,5 +113,9 @@ async fn a_worker_whose_brokers_are_gone_is_not_ready() {
         })
         .await;
         assert_eq!(running.get("/livez").expect("answers").0, 200);
+        wait_until("the metric to say so", async || running.metric("feedlens_ready") == 0.0).await;
+        running.terminate();
+        let (_, log) = running.end();
+        assert_eq!(log.matches("the worker is no longer ready: kafka: no broker answers").count(), 1, "{log}");
     }
 }
