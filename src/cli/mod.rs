@@ -17,6 +17,7 @@ mod pictures;
 mod produce;
 mod progress;
 mod query;
+mod ready;
 mod search;
 mod start;
 mod table;
@@ -65,6 +66,7 @@ struct Global {
 enum Command {
     Ingest(ingest::Arguments),
     Query(query::Arguments),
+    Ready(ready::Arguments),
     Demo(demo::Arguments),
     Produce(produce::Arguments),
     Search(Box<search::Arguments>),
@@ -153,6 +155,7 @@ fn run(command: Command, config: Config) -> Result<()> {
         match command {
             Command::Ingest(arguments) => arguments.run(config).await,
             Command::Query(arguments) => arguments.run(config).await,
+            Command::Ready(arguments) => arguments.run(config).await,
             Command::Demo(arguments) => arguments.run(config).await,
             Command::Produce(arguments) => arguments.run(config).await,
             Command::Search(arguments) => arguments.run(config).await,

@@ -164,7 +164,8 @@ fn defaults_are_shown_with_secrets_masked() {
 fn every_command_has_help() {
     let (output, _) = run(&["--help"]);
     let help = text(&output.stdout);
-    for command in ["ingest", "query", "demo", "produce", "search", "match", "eval", "embed", "model", "dlq", "config"]
+    for command in
+        ["ingest", "query", "ready", "demo", "produce", "search", "match", "eval", "embed", "model", "dlq", "config"]
     {
         assert!(help.contains(command), "{help}");
         let (output, _) = run(&[command, "--help"]);

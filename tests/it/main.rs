@@ -38,6 +38,7 @@ mod pipeline;
 mod preprocess;
 mod pressure;
 mod query_support;
+mod ready;
 mod real_kafka;
 mod real_kafka_groups;
 mod real_kafka_security;

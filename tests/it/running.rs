@@ -64,6 +64,14 @@ impl Running {
         Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
+    /// `feedlens ready` of its configuration, as a health check runs it: exit code, stdout and stderr.
+    pub fn ready(&self) -> (Option<i32>, String, String) {
+        let output = feedlens(&["ready", "--set", &format!("admin.listen=0.0.0.0:{}", self.admin)]).output();
+        let output = output.expect("the binary starts");
+        let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
     /// The value of a metric without labels, or of one with the labels as the scrape writes them.
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").map(|(_, body)| body).unwrap_or_default();
