@@ -14,17 +14,35 @@ async fn tells_whether_a_worker_is_ready_and_why_not() {
     let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
     let running = Running::ingest(&broker.bootstrap(), &[]);
     wait_until("the worker to be ready", async || {
-        tokio::task::block_in_place(|| running.ready()) == (Some(0), "ready\n".to_owned(), String::new())
+        tokio::task::block_in_place(|| running.ready(&[])) == (Some(0), "ready\n".to_owned(), String::new())
     })
     .await;
     drop(broker);
     wait_until("the reason to be told", async || {
-        let (code, stdout, stderr) = tokio::task::block_in_place(|| running.ready());
+        let (code, stdout, stderr) = tokio::task::block_in_place(|| running.ready(&[]));
         let is_reason =
             stderr.starts_with("feedlens: not ready: kafka: no broker answers") && stderr.lines().count() == 1;
         (code, stdout.as_str(), is_reason) == (Some(1), "", true)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asks_a_port_with_tls_whatever_name_its_certificate_bears() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = rcgen::generate_simple_self_signed(["worker.example.org".to_owned()]).expect("a certificate");
+    let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    std::fs::write(&certificate, made.cert.pem()).expect("written");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    let set = [format!("admin.tls.certificate={}", certificate.display()), format!("admin.tls.key={}", key.display())];
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
+    let running = Running::ingest(&broker.bootstrap(), &[&set[0], &set[1]]);
+    wait_until("the worker to be ready", async || {
+        tokio::task::block_in_place(|| running.ready(&[&set[0], &set[1]])).0 == Some(0)
+    })
+    .await;
+    let (code, _, stderr) = running.ready(&[]);
+    assert_eq!(code, Some(1), "without TLS there is no answer: {stderr}");
 }
 
 #[test]

@@ -65,8 +65,10 @@ impl Running {
     }
 
     /// `feedlens ready` of its configuration, as a health check runs it: exit code, stdout and stderr.
-    pub fn ready(&self) -> (Option<i32>, String, String) {
-        let output = feedlens(&["ready", "--set", &format!("admin.listen=0.0.0.0:{}", self.admin)]).output();
+    pub fn ready(&self, further: &[&str]) -> (Option<i32>, String, String) {
+        let listen = format!("admin.listen=0.0.0.0:{}", self.admin);
+        let settings = further.iter().flat_map(|setting| ["--set", setting]);
+        let output = feedlens(&["ready", "--set", &listen]).args(settings).output();
         let output = output.expect("the binary starts");
         let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
         (output.status.code(), text(output.stdout), text(output.stderr))
