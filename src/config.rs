@@ -1,7 +1,7 @@
 //! The configuration: `config/default.toml` (compiled in), files, environment, `--set`; later wins. The sections are
 //! declared beside the code that they configure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -83,7 +83,7 @@ impl Config {
         environment: &BTreeMap<String, String>,
     ) -> Result<Self> {
         let defaults = DEFAULTS.parse::<Table>().expect("config/default.toml is TOML. This is a bug.");
-        let known = known_keys(&defaults);
+        let known = keys_of(&defaults);
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         let mut add = |table: Table, origin: &str| -> Result<()> {
@@ -136,6 +136,19 @@ impl Config {
             self.kafka.check_drain("query.timeout", self.query.timeout)?;
         }
         Ok(())
+    }
+
+    /// The keys that differ. Secrets are not compared: they are masked wherever a configuration is written.
+    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let table = |config: &Self| Table::try_from(config).expect("a configuration is a table. This is a bug.");
+        let tables = [table(self), table(other)];
+        let [old, new] = tables.each_ref().map(|table| {
+            let mut values = BTreeMap::new();
+            collect_values(table, "", &mut values);
+            values
+        });
+        let keys = old.keys().chain(new.keys()).collect::<BTreeSet<_>>();
+        keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
     }
 
     /// The resolved configuration as TOML, secrets masked.
@@ -221,26 +234,27 @@ fn nested(key: &str, value: Value) -> Result<Table> {
     Ok(table)
 }
 
-fn known_keys(defaults: &Table) -> Vec<String> {
-    let mut keys = Vec::new();
-    collect_keys(defaults, "", &mut keys);
-    keys
+fn keys_of(table: &Table) -> Vec<String> {
+    let mut values = BTreeMap::new();
+    collect_values(table, "", &mut values);
+    values.into_keys().collect()
 }
 
-fn collect_keys(table: &Table, prefix: &str, keys: &mut Vec<String>) {
+/// The values by their whole keys; a free table is one value.
+fn collect_values<'a>(table: &'a Table, prefix: &str, values: &mut BTreeMap<String, &'a Value>) {
     for (name, value) in table {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
-            Value::Table(inner) if !FREE_TABLES.contains(&path.as_str()) => collect_keys(inner, &path, keys),
-            _ => keys.push(path),
+            Value::Table(inner) if !FREE_TABLES.contains(&path.as_str()) => collect_values(inner, &path, values),
+            _ => {
+                values.insert(path, value);
+            }
         }
     }
 }
 
 fn check_keys(table: &Table, known: &[String]) -> Result<()> {
-    let mut keys = Vec::new();
-    collect_keys(table, "", &mut keys);
-    for key in keys {
+    for key in keys_of(table) {
         if !known.contains(&key) {
             let nearest = nearest(&key, known.iter().map(String::as_str));
             bail!("unknown key {key:?}; the nearest known key is {nearest:?}");

@@ -126,6 +126,8 @@ pub struct Metrics {
     pub api_requests: IntCounterVec,
     /// Changes of the file of API keys, by outcome (`ok`, `failed`: the keys stayed as they were).
     pub api_keys_reloads: IntCounterVec,
+    /// By outcome (`ok`, `failed`).
+    pub config_reloads: IntCounterVec,
     /// By port (`query.tls`, `admin.tls`) and outcome (`ok`, `failed`).
     pub tls_reloads: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
@@ -244,6 +246,11 @@ impl Metrics {
             api_keys_reloads: make.counters(
                 "api_keys_reloads_total",
                 "Changes of the file of API keys.",
+                &["outcome"],
+            ),
+            config_reloads: make.counters(
+                "config_reloads_total",
+                "Times that SIGHUP had the configuration read again.",
                 &["outcome"],
             ),
             tls_reloads: make.counters(

@@ -17,8 +17,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::metrics::Metrics;
 
@@ -101,20 +103,36 @@ impl AdminConfig {
     }
 }
 
-/// Sends logs to stderr. Call once.
-///
-/// # Errors
-/// `log.level` is not a level or directive.
-pub fn start_logs(config: &LogConfig) -> Result<()> {
-    let filter = config.filter()?;
-    let on_terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Auto if !on_terminal => builder.json().flatten_event(true).init(),
-        LogFormat::Auto | LogFormat::Text => builder.with_ansi(on_terminal).with_target(false).init(),
+/// The process's logs.
+pub struct Logs {
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Logs {
+    /// Sends them to stderr. Call once.
+    ///
+    /// # Errors
+    /// `log.level` is not a level or directive.
+    pub fn start(config: &LogConfig) -> Result<Self> {
+        let (filter, handle) = reload::Layer::new(config.filter()?);
+        let on_terminal = std::io::stderr().is_terminal();
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = match config.format {
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            LogFormat::Auto if !on_terminal => lines.json().flatten_event(true).boxed(),
+            LogFormat::Auto | LogFormat::Text => lines.with_ansi(on_terminal).with_target(false).boxed(),
+        };
+        tracing_subscriber::registry().with(filter).with(lines).init();
+        Ok(Self { filter: handle })
     }
-    Ok(())
+
+    /// Takes the level of another configuration.
+    ///
+    /// # Errors
+    /// It is not a level or directive.
+    pub fn set_level(&self, config: &LogConfig) -> Result<()> {
+        self.filter.reload(config.filter()?).context("the level of the log cannot be set")
+    }
 }
 
 /// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once with exit code 1.

@@ -18,6 +18,7 @@ mod produce;
 mod progress;
 mod query;
 mod ready;
+mod reload;
 mod search;
 mod start;
 mod table;
@@ -32,7 +33,9 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use toml::Value;
 
+use crate::cli::reload::Reload;
 use crate::config::{Config, Overrides};
+use crate::service::Logs;
 
 /// Exit code for wrong use and wrong configuration; clap uses the same.
 const EXIT_USAGE: u8 = 2;
@@ -111,7 +114,7 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
-    ended(run(cli.command, config))
+    ended(run(cli.command, config, overrides))
 }
 
 fn ended(result: Result<()>) -> ExitCode {
@@ -144,17 +147,17 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(command: Command, config: Config) -> Result<()> {
+fn run(command: Command, config: Config, overrides: Overrides) -> Result<()> {
     if let Command::Config(command) = command {
         return command.run(&config);
     }
-    crate::service::start_logs(&config.log)?;
+    let reload = Reload { logs: Logs::start(&config.log)?, overrides };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         match command {
-            Command::Ingest(arguments) => arguments.run(config).await,
-            Command::Query(arguments) => arguments.run(config).await,
+            Command::Ingest(arguments) => arguments.run(config, reload).await,
+            Command::Query(arguments) => arguments.run(config, reload).await,
             Command::Ready(arguments) => arguments.run(config).await,
             Command::Demo(arguments) => arguments.run(config).await,
             Command::Produce(arguments) => arguments.run(config).await,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 
+use crate::cli::reload::Reload;
 use crate::cli::{health, start};
 use crate::config::Config;
 use crate::encode::encoder::Encoder;
@@ -24,13 +25,14 @@ pub struct Arguments {}
 
 impl Arguments {
     /// Runs the worker.
-    pub async fn run(self, config: Config) -> Result<()> {
+    pub async fn run(self, config: Config, reload: Reload) -> Result<()> {
         let shutdown = service::shutdown_on_signal()?;
+        let metrics = Arc::new(Metrics::new());
+        metrics.tell_process("query");
+        let _reloading = reload.at_hangup(config.clone(), metrics.clone())?;
         if config.query.kafka {
             crate::kafka::check_reachable(&config.kafka).await?;
         }
-        let metrics = Arc::new(Metrics::new());
-        metrics.tell_process("query");
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = search_service(&config, &encoder, &store, &metrics)?;

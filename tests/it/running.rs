@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::binary::feedlens;
@@ -27,6 +28,15 @@ impl Running {
 
     /// Starts a command on these brokers, with further settings `a.b=value`.
     pub fn start(command: &str, brokers: &str, further: &[&str]) -> Self {
+        Self::launch(&[command], brokers, further)
+    }
+
+    /// `feedlens ingest` with a configuration file.
+    pub fn ingest_with(brokers: &str, file: &Path) -> Self {
+        Self::launch(&["ingest", "--config", file.to_str().expect("a path")], brokers, &[])
+    }
+
+    fn launch(arguments: &[&str], brokers: &str, further: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin = free_port();
         let settings = [
@@ -38,7 +48,7 @@ impl Running {
             "query.listen=127.0.0.1:0".to_owned(),
             "images.allow_networks=[\"127.0.0.0/8\"]".to_owned(),
         ];
-        let mut command = feedlens(&[command]);
+        let mut command = feedlens(arguments);
         for setting in settings.iter().map(String::as_str).chain(further.iter().copied()) {
             command.args(["--set", setting]);
         }
@@ -105,14 +115,25 @@ impl Running {
     }
 
     pub fn terminate(&self) {
-        let sent = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(sent.success());
+        self.signal(libc::SIGTERM);
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a child of ours, which has not been waited for.
+        let sent = unsafe { libc::kill(self.child.id() as i32, signal) };
+        assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).expect("the log")
     }
 
     /// Waits for the end; exit code and log.
     pub fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().expect("ends").code();
-        (code, std::fs::read_to_string(self.folder.path().join("log")).expect("the log"))
+        let log = self.log();
+        (code, log)
     }
 }
 

@@ -119,3 +119,31 @@ async fn a_worker_whose_brokers_are_gone_is_not_ready() {
         assert_eq!(log.matches("the worker is no longer ready: kafka: no broker answers").count(), 1, "{log}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_changes_the_level_of_the_log_and_a_bad_file_changes_nothing() {
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("own.toml");
+    std::fs::write(&file, "[log]\nlevel = \"error\"\n").expect("written");
+    let running = Running::ingest_with(&broker.bootstrap(), &file);
+    wait_until("ready", async || running.get("/readyz").is_some_and(|(status, _)| status == 200)).await;
+    assert_eq!(running.log(), "", "at this level nothing is told");
+
+    let reloads = |outcome: &str| running.metric(&format!("feedlens_config_reloads_total{{outcome=\"{outcome}\"}}"));
+    std::fs::write(&file, "[log]\nlevel = \"info\"\n[ingest]\nwrite_batch = 7\n").expect("written");
+    running.signal(libc::SIGHUP);
+    wait_until("the new level", async || reloads("ok") == 1.0).await;
+    let log = running.log();
+    assert!(log.contains("log.level") && log.contains("restart") && log.contains("ingest.write_batch"), "{log}");
+
+    std::fs::write(&file, "[log]\nlevel = \"loud\"\n").expect("written");
+    running.signal(libc::SIGHUP);
+    wait_until("a look at the bad file", async || reloads("failed") == 1.0).await;
+    assert!(running.log().contains("log.level = \\\"loud\\\""), "{}", running.log());
+
+    running.terminate();
+    let (code, log) = running.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("ingest stopped"), "the level that was set stays: {log}");
+}
