@@ -28,17 +28,19 @@ fn functions(folder: &Path, found: &mut BTreeSet<(String, String)>) {
 }
 
 #[test]
-fn tests_that_delivery_names_are_there() {
+fn tests_that_documents_name_are_there() {
     let mut known = BTreeSet::new();
     for folder in ["src", "tests/it"] {
         functions(&root().join(folder), &mut known);
     }
-    let document = fs::read_to_string(root().join("docs/delivery.md")).expect("reads");
-    let named = Regex::new("`([a-z_]+)::([a-z0-9_]+)`").expect("a pattern");
-    let named = named.captures_iter(&document).map(|captures| (captures[1].to_owned(), captures[2].to_owned()));
-    let named = named.collect::<Vec<_>>();
-    assert!(named.len() > 30, "only {} tests are named", named.len());
-    for test in named {
-        assert!(known.contains(&test), "docs/delivery.md names {}::{}, which is not there", test.0, test.1);
+    let pattern = Regex::new("`([a-z_]+)::([a-z0-9_]+)`").expect("a pattern");
+    for (file, at_least) in [("docs/delivery.md", 30), ("docs/threat-model.md", 15)] {
+        let document = fs::read_to_string(root().join(file)).expect("reads");
+        let named = pattern.captures_iter(&document).map(|captures| (captures[1].to_owned(), captures[2].to_owned()));
+        let named = named.collect::<Vec<_>>();
+        assert!(named.len() > at_least, "only {} tests are named in {file}", named.len());
+        for test in named {
+            assert!(known.contains(&test), "{file} names {}::{}, which is not there", test.0, test.1);
+        }
     }
 }

@@ -103,6 +103,43 @@ fn header_is_judged_before_memory_is_taken() {
     assert_rejected(&png, &at_most(u64::MAX), Reason::TooLarge, "65535 a side");
 }
 
+/// Where each format keeps width and height, patched to the most that it can say.
+#[test]
+fn giant_dimensions_are_refused_in_every_format() {
+    let find = |bytes: &[u8], pattern: &[u8]| {
+        let place = bytes.windows(pattern.len()).position(|window| window == pattern);
+        place.expect("the format's mark") + pattern.len()
+    };
+    let jpeg = |bytes: &[u8]| find(bytes, &[0xff, 0xc0, 0x00, 0x11, 0x08]);
+    let extended = {
+        let mut file = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0".to_vec();
+        file.extend([0; 6]);
+        file.extend(&encoded(gradient(), ImageFormat::WebP)[12..]);
+        let length = (file.len() - 8) as u32;
+        file[4..8].copy_from_slice(&length.to_le_bytes());
+        file
+    };
+    let (png, gif, bmp, lossless) = ([ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::WebP])
+        .map(|format| encoded(gradient(), format))
+        .into();
+    let photograph = encoded(gradient(), ImageFormat::Jpeg);
+    for (name, file, place, giant, least_pixels) in [
+        ("PNG", &png, 16, &[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff][..], 65_535u64 * 65_535),
+        ("GIF", &gif, 6, &[0xff; 4], 65_535 * 65_535),
+        ("BMP", &bmp, 18, &[0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0], 65_535 * 65_535),
+        // libjpeg itself takes no more than 65,500.
+        ("JPEG", &photograph, jpeg(&photograph), &[0xff, 0xdc, 0xff, 0xdc], 65_500 * 65_500),
+        ("WebP, lossless", &lossless, find(&lossless, b"VP8L") + 5, &[0xfe, 0xbf, 0xff, 0xf], 16_383 * 16_383),
+        ("WebP, extended", &extended, 24, &[0xfe, 0xff, 0, 0xfe, 0xff, 0], 65_535 * 65_535),
+    ] {
+        let mut giant_file = file.clone();
+        giant_file[place..place + giant.len()].copy_from_slice(giant);
+        let limit = at_most(least_pixels - 1);
+        let error = decode(&giant_file, &limit).expect_err(name);
+        assert!(matches!(error, Fault::Reject { reason: Reason::TooLarge, .. }), "{name}: {error}");
+    }
+}
+
 #[test]
 fn what_is_no_picture_is_named() {
     for (bytes, mentions) in [
