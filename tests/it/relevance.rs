@@ -4,7 +4,9 @@ use feedlens::post::Post;
 use image::ImageFormat;
 use serde_json::{Value, json};
 
-use crate::query_support::{DRAWINGS, Worker, config, drawing, drawing_base64, encoder, post_ids, post_of};
+use crate::query_support::{
+    DRAWINGS, Worker, client, config, drawing, drawing_base64, encoder, post_ids, post_of, read,
+};
 use crate::store_support::{Bench, on_each_store};
 
 on_each_store!(
@@ -242,4 +244,57 @@ async fn fusion_is_chosen_by_the_request(mut bench: Bench) {
     assert_eq!(ids(weighted(1.0)).await, image, "pictures alone");
     assert_eq!(ids(weighted(0.0)).await, caption, "captions alone");
     assert_ne!(ids(json!({"target": "both"})).await, ids(weighted(0.9)).await);
+}
+
+/// An answer without what may differ: the time, and the last digits of a float.
+fn comparable(mut answer: Value) -> Value {
+    if let Some(answer) = answer.as_object_mut() {
+        answer.remove("took_ms");
+    }
+    for hit in answer["hits"].as_array_mut().expect("hits") {
+        for field in ["score", "probability", "image_score", "caption_score"] {
+            if let Some(value) = hit.get_mut(field).and_then(|value| value.as_f64().map(|number| (value, number))) {
+                *value.0 = json!((value.1 * 1e5).round() / 1e5);
+            }
+        }
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_stores_give_the_same_answers_alone_and_in_batches() {
+    let Some(mut server) = Bench::server() else { return };
+    let mut edge = Bench::edge();
+    let (one, other) = (worker(&mut edge, &[]).await, worker(&mut server, &[]).await);
+    let shapes = [
+        json!({"target": "image", "top_k": 5}),
+        json!({"target": "caption", "top_k": 7, "offset": 2}),
+        json!({"target": "both", "top_k": 18}),
+        json!({"target": "both", "fusion": "weighted", "top_k": 6}),
+        json!({"target": "image", "filter": {"tags_any": ["水果"], "not_author": ["甲"]}}),
+        json!({"target": "both", "filter": {"author": "乙", "since": "2026-11-20T04:00:00Z"}}),
+        json!({"target": "image", "min_score": 0.2, "fold": false}),
+    ];
+    let subjects = DRAWINGS
+        .iter()
+        .flat_map(|(code, label)| [json!({"topic": label}), json!({"image": {"base64": drawing_base64(code)}})]);
+    let requests = subjects.flat_map(|subject| shapes.iter().map(move |shape| with(subject.clone(), shape)));
+    let requests = requests.collect::<Vec<_>>();
+    let mut alone = Vec::new();
+    for request in &requests {
+        let (left, right) = (ask(&one, request.clone()).await, ask(&other, request.clone()).await);
+        assert_eq!(comparable(left.clone()), comparable(right), "{request}");
+        alone.push(comparable(left));
+    }
+    assert!(alone.iter().filter(|answer| !answer["hits"].as_array().expect("hits").is_empty()).count() > 200);
+    for (requests, alone) in requests.chunks(32).zip(alone.chunks(32)) {
+        for worker in [&one, &other] {
+            let asked = client().post(format!("{}/v1/search/batch", worker.url));
+            let response = asked.body(json!({"searches": requests}).to_string()).send().await.expect("an answer");
+            let (status, answer) = read(response).await;
+            assert_eq!(status, 200, "{answer}");
+            let answers = answer["answers"].as_array().expect("answers").iter().cloned().map(comparable);
+            assert_eq!(answers.collect::<Vec<_>>(), alone);
+        }
+    }
 }
