@@ -116,7 +116,9 @@ impl Logs {
     pub fn start(config: &LogConfig) -> Result<Self> {
         let (filter, handle) = reload::Layer::new(config.filter()?);
         let on_terminal = std::io::stderr().is_terminal();
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        // A line that cannot be written (a full disk, a reader that has gone) is lost: to tell of it on the same stderr would
+        // panic, and end the worker.
+        let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(std::io::stderr);
         let lines = match config.format {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
             LogFormat::Auto if !on_terminal => lines.json().flatten_event(true).boxed(),

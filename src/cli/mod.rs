@@ -26,6 +26,7 @@ mod terminal;
 mod transforms;
 mod zero_shot;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -143,7 +144,8 @@ fn load(presets: &[(String, Value)], overrides: &Overrides) -> Result<Config> {
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("feedlens: {error:#}");
+    // Where it cannot be written, the exit code alone tells.
+    let _ = writeln!(std::io::stderr(), "feedlens: {error:#}");
     ExitCode::from(code)
 }
 

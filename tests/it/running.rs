@@ -28,15 +28,20 @@ impl Running {
 
     /// Starts a command on these brokers, with further settings `a.b=value`.
     pub fn start(command: &str, brokers: &str, further: &[&str]) -> Self {
-        Self::launch(&[command], brokers, further)
+        Self::launch(&[command], brokers, further, None)
     }
 
     /// `feedlens ingest` with a configuration file.
     pub fn ingest_with(brokers: &str, file: &Path) -> Self {
-        Self::launch(&["ingest", "--config", file.to_str().expect("a path")], brokers, &[])
+        Self::launch(&["ingest", "--config", file.to_str().expect("a path")], brokers, &[], None)
     }
 
-    fn launch(arguments: &[&str], brokers: &str, further: &[&str]) -> Self {
+    /// `feedlens ingest` whose log goes elsewhere.
+    pub fn ingest_logging_to(brokers: &str, log: std::fs::File) -> Self {
+        Self::launch(&["ingest"], brokers, &["log.level=debug"], Some(log))
+    }
+
+    fn launch(arguments: &[&str], brokers: &str, further: &[&str], log: Option<std::fs::File>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin = free_port();
         let settings = [
@@ -53,7 +58,7 @@ impl Running {
             command.args(["--set", setting]);
         }
         // A file: a pipe that nobody reads would stop the worker.
-        let log = std::fs::File::create(folder.path().join("log")).expect("a file");
+        let log = log.unwrap_or_else(|| std::fs::File::create(folder.path().join("log")).expect("a file"));
         let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("starts");
         Self { child, admin, folder }
     }
@@ -127,6 +132,11 @@ impl Running {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).expect("the log")
+    }
+
+    /// Waits for the end.
+    pub fn exit_code(mut self) -> Option<i32> {
+        self.child.wait().expect("ends").code()
     }
 
     /// Waits for the end; exit code and log.

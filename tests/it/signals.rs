@@ -147,3 +147,14 @@ async fn sighup_changes_the_level_of_the_log_and_a_bad_file_changes_nothing() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("ingest stopped"), "the level that was set stays: {log}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("the device");
+    let running = Running::ingest_logging_to(&broker.bootstrap(), full);
+    send(&broker.bootstrap(), &[json!({"post_id": "p", "caption": "雨后的彩虹"})]).await;
+    wait_until("the post indexed", async || running.metric("feedlens_posts_indexed_total") >= 1.0).await;
+    running.terminate();
+    assert_eq!(running.exit_code(), Some(0));
+}
