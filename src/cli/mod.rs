@@ -1,6 +1,7 @@
 //! The command line: one thin file a command. Results go to stdout, logs and progress to stderr.
 
 mod calibrate;
+mod collection;
 mod configuration;
 mod demo;
 mod dlq;
@@ -82,6 +83,8 @@ enum Command {
     #[command(subcommand)]
     Dlq(dlq::Command),
     #[command(subcommand)]
+    Collection(collection::Command),
+    #[command(subcommand)]
     Config(configuration::Command),
     Completions(manual::Completions),
     Man(manual::Man),
@@ -109,6 +112,7 @@ pub fn main() -> ExitCode {
         Command::Eval(arguments) => arguments.presets(),
         Command::Embed(arguments) => arguments.presets(),
         Command::Model(command) => command.presets(),
+        Command::Collection(command) => command.presets(),
         _ => vec![],
     };
     let config = match load(&presets, &overrides) {
@@ -169,6 +173,7 @@ fn run(command: Command, config: Config, overrides: Overrides) -> Result<()> {
             Command::Embed(arguments) => arguments.run(config).await,
             Command::Model(command) => command.run(config).await,
             Command::Dlq(command) => command.run(config).await,
+            Command::Collection(command) => command.run(config).await,
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
         }
     });

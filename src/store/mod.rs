@@ -5,6 +5,7 @@
 //! which is) changes nothing; a delete leaves a marker without vectors, so that a late older write cannot bring the post
 //! back, and no search or count sees the marker. Markers go when [`VectorStore::purge`] is told an age.
 
+pub mod collection;
 #[cfg(feature = "embedded")]
 mod edge;
 pub mod order;

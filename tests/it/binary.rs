@@ -164,9 +164,21 @@ fn defaults_are_shown_with_secrets_masked() {
 fn every_command_has_help() {
     let (output, _) = run(&["--help"]);
     let help = text(&output.stdout);
-    for command in
-        ["ingest", "query", "ready", "demo", "produce", "search", "match", "eval", "embed", "model", "dlq", "config"]
-    {
+    for command in [
+        "ingest",
+        "query",
+        "ready",
+        "demo",
+        "produce",
+        "search",
+        "match",
+        "eval",
+        "embed",
+        "model",
+        "dlq",
+        "collection",
+        "config",
+    ] {
         assert!(help.contains(command), "{help}");
         let (output, _) = run(&[command, "--help"]);
         assert!(output.status.success() && text(&output.stdout).contains("Usage:"), "{command}");

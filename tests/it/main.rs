@@ -7,6 +7,7 @@ mod binary;
 mod browser;
 mod bundles;
 mod captions;
+mod collection;
 mod dead_letters;
 mod demo;
 mod docs;

@@ -12,15 +12,16 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{
     CountPointsBuilder, DeletePointsBuilder, GetPointsBuilder, PayloadIncludeSelector, Query, QueryPointsBuilder,
     UpdateBatchPointsBuilder, UpdateResult, UpdateStatus, VectorsSelector,
 };
+use qdrant_client::{Qdrant, QdrantError};
 use uuid::Uuid;
 
 use self::convert::Conditional;
 use self::fault::Faults;
+use super::collection::CollectionState;
 use super::order::{STATE_FIELDS, State};
 use super::rows::{self, Plan};
 use super::{Hit, ModelStamp, Outcome, QdrantConfig, StoredPoint, VectorName, VectorQuery, VectorStore, Write};
@@ -118,6 +119,25 @@ impl QdrantStore {
         let result = response.map_err(|error| self.faults.at_run_time("count", &error))?.result;
         Ok(result.map(|result| result.count).unwrap_or_default())
     }
+}
+
+/// The model's collection and the alias as they are; makes nothing.
+///
+/// # Errors
+/// [`Fault::Fatal`]: not reachable within `connect_timeout`, wrong credentials, too old a server.
+pub(super) async fn describe(config: &QdrantConfig, alias: &str, stamp: &ModelStamp) -> Result<CollectionState, Fault> {
+    let faults = Faults::new(config)?;
+    let client = setup::connect(config, &faults).await?;
+    let collection = setup::collection_name(alias, stamp);
+    let failed = |error: QdrantError| faults.at_start("read the collections of", &error);
+    let alias_of = setup::alias_target(&client, alias).await.map_err(failed)?;
+    let mut posts = None;
+    if client.collection_exists(&collection).await.map_err(failed)? {
+        let request = CountPointsBuilder::new(&collection).filter(convert::live()).exact(true);
+        posts = client.count(request).await.map_err(failed)?.result.map(|result| result.count);
+    }
+    let ModelStamp { model, dimension } = stamp.clone();
+    Ok(CollectionState { alias: alias.to_owned(), collection, model, dimension, alias_of, posts })
 }
 
 /// What can be said of the configuration before the server is asked.
