@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, clippy and shell scripts. A tool that is not on the machine is named loudly and passed over.
+# Formatting, clippy, shell scripts and Kubernetes manifests. A tool that is not on the machine is named loudly and passed over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +14,10 @@ fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
 for script in scripts/*.sh scripts/kafka/*.sh .ci/run; do bash -n "$script"; done
 if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/kafka/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
+if command -v kustomize >/dev/null || command -v kubectl >/dev/null; then
+  scripts/kubernetes.sh check
+else
+  absent "kustomize (or kubectl)" "whether k8s/rendered is what the overlays give; a test compares the hashes of what they were made of"
+fi
+scripts/kubernetes.sh validate
 echo "lint: done"

@@ -24,6 +24,8 @@ mod json_lines;
 mod kafka_drain;
 mod kafka_source;
 mod kafka_support;
+mod kubernetes;
+mod kubernetes_security;
 mod labels;
 mod long_outages;
 mod matching;
