@@ -48,6 +48,8 @@ const CACHE_RESULTS: [&str; 2] = ["hit", "miss"];
 const SEARCH_PHASES: [&str; 4] = ["wait", "encode", "store", "total"];
 /// Labels of `api_keys_reloads_total`.
 const RELOAD_OUTCOMES: [&str; 2] = ["ok", "failed"];
+/// Labels of `replies_redirected_total`.
+const REDIRECTIONS: [&str; 3] = ["too_large", "refused", "unavailable"];
 const BATCH_SIZES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// All metrics of a process, in a registry of their own.
@@ -121,6 +123,9 @@ pub struct Metrics {
     pub match_streams_dropped: IntCounter,
     /// Searches, by source (`http`, `kafka`, `cli`) and outcome (`ok`, `rejected`, `overloaded`, `unavailable`).
     pub searches: IntCounterVec,
+    /// Answers over Kafka that the topic of their requester did not take, by reason: `too_large`, `refused` (not there, no
+    /// rights), `unavailable`.
+    pub replies_redirected: IntCounterVec,
     /// HTTP requests where API keys are asked for, by the key's name and outcome (`accepted`, `rate_limited`; without a known
     /// key, and so without a name, `unauthorized`).
     pub api_requests: IntCounterVec,
@@ -242,6 +247,11 @@ impl Metrics {
                 "Streams of matches that were ended because their client did not keep up.",
             ),
             searches: make.counters("searches_total", "Searches.", &["source", "outcome"]),
+            replies_redirected: make.counters(
+                "replies_redirected_total",
+                "Answers sent to query.results_topic because the topic of their requester did not take them.",
+                &["reason"],
+            ),
             api_requests: make.counters("api_requests_total", "HTTP requests by API key.", &["key", "outcome"]),
             api_keys_reloads: make.counters(
                 "api_keys_reloads_total",
@@ -307,6 +317,9 @@ impl Metrics {
         }
         for outcome in REGISTRATION_OUTCOMES {
             self.standing_registrations.with_label_values(&[outcome]);
+        }
+        for reason in REDIRECTIONS {
+            self.replies_redirected.with_label_values(&[reason]);
         }
         for source in SEARCH_SOURCES {
             for outcome in SEARCH_OUTCOMES {

@@ -1,6 +1,7 @@
 //! An acknowledged producer: a message counts as sent when all in-sync replicas have it.
 
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -11,6 +12,9 @@ use super::KafkaConfig;
 use super::callbacks::ProducerCallbacks;
 use super::client::{SEND_TIMEOUT, fault_of_creation, needs_a_person};
 use crate::error::{Fault, Outage, Reason};
+
+/// A topic that was just made is known to all brokers within this.
+const PROPAGATION: Duration = Duration::from_secs(2);
 
 /// Sends messages one by one; many sends may be under way at a time, and librdkafka batches them.
 pub struct Producer {
@@ -29,6 +33,21 @@ impl Producer {
         let callbacks = ProducerCallbacks::new(config);
         let client = RwLock::new(make(config, &callbacks)?);
         Ok(Self { config: config.clone(), client, callbacks })
+    }
+
+    /// As [`Self::new`], for topics that nobody here answers for: a message that is not acknowledged within `patience` is given
+    /// up, and a topic that is not there is soon taken to be so.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn impatient(config: &KafkaConfig, patience: Duration) -> Result<Self, Fault> {
+        let mut config = config.clone();
+        for (key, limit) in
+            [("message.timeout.ms", patience), ("topic.metadata.propagation.max.ms", patience.min(PROPAGATION))]
+        {
+            config.properties.insert(key.to_owned(), limit.as_millis().max(1).to_string());
+        }
+        Self::new(&config)
     }
 
     /// Sends a message (`payload` `None`: a tombstone) and waits for its acknowledgement; gives partition and offset.

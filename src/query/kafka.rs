@@ -1,7 +1,10 @@
 //! Requests that come over Kafka: each is answered under its request id, whatever becomes of it, in the topic that its
 //! `reply_to` names, or else in the results topic.
 //!
-//! A request is settled when its answer was acknowledged, so none is lost; after a crash the last few are answered again.
+//! A request is settled when its answer was acknowledged, so none is lost; after a crash the last few are answered again. What
+//! the topic of a requester does not take goes to the results topic, as an error that says why.
+
+mod replies;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::replies::Replies;
 use crate::backoff::Backoff;
 use crate::error::{Fault, Reason};
 use crate::kafka::{Envelope, InflightLimits, KafkaConfig, Producer, Source, StatusSlot, Subscription};
@@ -36,7 +40,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let query = service.config();
-    let producer = Producer::new(config)?;
+    let (producer, replies) = (Producer::new(config)?, Replies::new(config, query.reply_timeout)?);
     let subscription = Subscription { topics: vec![query.requests_topic.clone()], group: query.group.clone() };
     // As many as are answered at a time, and as many more that wait for their permit while others finish.
     let limits = InflightLimits { posts: 2 * query.max_concurrent, bytes: 4 * query.max_body_bytes };
@@ -45,7 +49,7 @@ pub async fn run(
     let (source, requests) = Source::start(config, subscription, limits, drain, metrics).await?;
     consumer.fill(source.status());
     tracing::info!(requests = query.requests_topic, results = query.results_topic, "answering requests over Kafka");
-    let worker = Arc::new(Worker { service, producer });
+    let worker = Arc::new(Worker { service, producer, replies });
     let mut answering = AbortOnDropHandle::new(tokio::spawn(answer_all(worker, requests)));
     let ended = tokio::select! {
         ended = &mut answering => Some(ended),
@@ -92,21 +96,55 @@ fn flatten(answered: Result<Result<()>, JoinError>) -> Result<()> {
 struct Worker {
     service: Arc<SearchService>,
     producer: Producer,
+    replies: Replies,
+}
+
+/// Who asked: what tells the answer apart from those of others.
+#[derive(Default)]
+struct Asker {
+    request_id: Option<String>,
+    /// Of the request's message.
+    key: Option<Vec<u8>>,
+}
+
+impl Asker {
+    /// The request id, or else the request's own key.
+    fn key(&self) -> Option<&[u8]> {
+        self.request_id.as_deref().map(str::as_bytes).or(self.key.as_deref())
+    }
+
+    /// The answer's JSON: the hits, or the error in their place.
+    fn answer(&self, result: &Result<SearchResponse, SearchError>) -> Vec<u8> {
+        let json = match result {
+            Ok(response) => serde_json::to_vec(response),
+            Err(error) => {
+                let mut value = error.to_json();
+                value["request_id"] = json!(self.request_id);
+                serde_json::to_vec(&value)
+            }
+        };
+        json.expect("answers have string keys and finite numbers. This is a bug.")
+    }
+}
+
+fn too_large(detail: &str) -> SearchError {
+    let message = format!("the answer is too large to be sent, ask for a smaller top_k: {detail}");
+    SearchError::new(ErrorCode::TooLarge, message)
 }
 
 impl Worker {
-    async fn settle(self: Arc<Self>, envelope: Envelope) -> Result<()> {
+    async fn settle(self: Arc<Self>, mut envelope: Envelope) -> Result<()> {
         let parsed = self.parse(&envelope).await;
-        let request_id = parsed.request_id;
+        let asker = Asker { request_id: parsed.request_id, key: envelope.key.take() };
         let query = self.service.config();
-        let (topic, request) = match parsed.reply_to {
-            None => (query.results_topic.as_str(), parsed.request),
+        let (reply_to, request) = match parsed.reply_to {
+            None => (None, parsed.request),
             // Whoever may write requests must not choose where this worker writes.
             Some(named) => match query.reply_topics.iter().find(|known| **known == named) {
-                Some(known) => (known.as_str(), parsed.request),
+                Some(known) => (Some(known).filter(|known| **known != query.results_topic), parsed.request),
                 None => {
                     let message = format!("reply_to is {named:?}, which is none of query.reply_topics of this worker");
-                    (query.results_topic.as_str(), Err(SearchError::bad_request(message)))
+                    (None, Err(SearchError::bad_request(message)))
                 }
             },
         };
@@ -117,24 +155,61 @@ impl Worker {
                 Err(error)
             }
         };
-        let send = async |topic, result| {
-            self.send(topic, &envelope, request_id.as_deref(), &answer(request_id.as_deref(), &result)).await
+        let result = match reply_to {
+            None => result,
+            Some(topic) => match self.reply(topic, &asker, &result).await {
+                Ok(()) => {
+                    envelope.settle();
+                    return Ok(());
+                }
+                Err(error) => Err(error),
+            },
         };
-        let results_topic = query.results_topic.as_str();
-        match send(topic, result).await {
-            Err(Fault::Reject { reason: Reason::TooLarge, detail }) => {
-                let message = format!("the answer is too large to be sent, ask for a smaller top_k: {detail}");
-                send(topic, Err(SearchError::new(ErrorCode::TooLarge, message))).await?;
-            }
-            // A requester's topic that is gone holds up nobody else.
-            Err(Fault::Fatal(detail)) if topic != results_topic => {
-                tracing::warn!(detail, "an answer could not be sent to the topic of its requester");
-                send(results_topic, Err(SearchError::new(ErrorCode::Unprocessable, detail))).await?;
-            }
-            sent => sent?,
-        }
+        self.answer(&asker, &result).await?;
         envelope.settle();
         Ok(())
+    }
+
+    /// Answers in the topic of the requester.
+    ///
+    /// # Errors
+    /// What its requester is to be told in the results topic, for this topic did not take the answer.
+    async fn reply(
+        &self,
+        topic: &str,
+        asker: &Asker,
+        result: &Result<SearchResponse, SearchError>,
+    ) -> Result<(), SearchError> {
+        let send = async |result| self.replies.send(topic, asker.key(), &asker.answer(result)).await;
+        let sent = match send(result).await {
+            Err(Fault::Reject { reason: Reason::TooLarge, detail }) => send(&Err(too_large(&detail))).await,
+            sent => sent,
+        };
+        let Err(fault) = sent else { return Ok(()) };
+        let (reason, code) = match fault {
+            Fault::Reject { .. } => ("too_large", ErrorCode::TooLarge),
+            Fault::Fatal(_) => ("refused", ErrorCode::Unprocessable),
+            Fault::Retry { .. } => ("unavailable", ErrorCode::Unavailable),
+        };
+        self.service.metrics().replies_redirected.with_label_values(&[reason]).inc();
+        tracing::warn!(
+            topic,
+            reason,
+            "an answer goes to query.results_topic, for its requester's topic fails: {fault}"
+        );
+        Err(SearchError::new(code, format!("the answer could not be sent to {topic:?}, named in reply_to: {fault}")))
+    }
+
+    /// Answers in the results topic, as often as it takes. What is too large for it even as an error (the request's key is)
+    /// goes without what tells it apart.
+    async fn answer(&self, asker: &Asker, result: &Result<SearchResponse, SearchError>) -> Result<()> {
+        let mut sent = self.send(asker, result).await;
+        for asker in [asker, &Asker::default()] {
+            let Err(Fault::Reject { reason: Reason::TooLarge, detail }) = &sent else { break };
+            tracing::warn!(detail, "an answer is too large for query.results_topic; an error goes in its place");
+            sent = self.send(asker, &Err(too_large(detail))).await;
+        }
+        Ok(sent?)
     }
 
     /// A panic is a defect, but its sender gets an answer all the same; without one, the request would come again and
@@ -165,18 +240,12 @@ impl Worker {
         parsed
     }
 
-    /// Sends an answer, as often as it takes. The key is the request id, or else the request's own.
-    async fn send(
-        &self,
-        topic: &str,
-        envelope: &Envelope,
-        request_id: Option<&str>,
-        answer: &[u8],
-    ) -> Result<(), Fault> {
-        let key = request_id.map(str::as_bytes).or(envelope.key.as_deref());
+    /// An outage of the brokers only delays.
+    async fn send(&self, asker: &Asker, result: &Result<SearchResponse, SearchError>) -> Result<(), Fault> {
+        let (topic, answer) = (&self.service.config().results_topic, asker.answer(result));
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
-            match self.producer.send(topic, key, Some(answer), &[]).await {
+            match self.producer.send(topic, asker.key(), Some(&answer), &[]).await {
                 Ok(_) => return Ok(()),
                 Err(Fault::Retry { detail, .. }) => {
                     tracing::warn!(detail, "an answer could not be sent yet");
@@ -190,17 +259,4 @@ impl Worker {
 
 fn id_from_key(envelope: &Envelope) -> Option<String> {
     envelope.key.as_deref().and_then(|key| std::str::from_utf8(key).ok()).map(str::to_owned)
-}
-
-/// The answer's JSON: the hits, or the error in their place.
-fn answer(request_id: Option<&str>, result: &Result<SearchResponse, SearchError>) -> Vec<u8> {
-    let json = match result {
-        Ok(response) => serde_json::to_vec(response),
-        Err(error) => {
-            let mut value = error.to_json();
-            value["request_id"] = json!(request_id);
-            serde_json::to_vec(&value)
-        }
-    };
-    json.expect("answers have string keys and finite numbers. This is a bug.")
 }

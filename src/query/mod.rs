@@ -98,6 +98,9 @@ pub struct QueryConfig {
     pub results_topic: String,
     /// Further topics that a request may ask to be answered in (`reply_to`).
     pub reply_topics: Vec<String>,
+    /// A topic of `reply_topics` has so long to take an answer.
+    #[serde(with = "humantime_serde")]
+    pub reply_timeout: Duration,
     /// Answer requests that come over Kafka.
     pub group: String,
 }
@@ -132,6 +135,11 @@ impl QueryConfig {
         anyhow::ensure!(self.max_concurrent >= 1, "query.max_concurrent must be at least 1");
         anyhow::ensure!(self.max_connections >= 1, "query.max_connections must be at least 1");
         anyhow::ensure!(self.max_batch >= 1, "query.max_batch must be at least 1");
+        anyhow::ensure!(
+            self.reply_timeout >= Duration::from_millis(100),
+            "query.reply_timeout ({:?}) must be at least 100ms",
+            self.reply_timeout
+        );
         if self.key_rate > 0 {
             keys::check_burst("query.key_burst", self.key_burst, self)?;
         }
