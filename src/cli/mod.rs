@@ -119,6 +119,11 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, EXIT_USAGE),
     };
+    let asks_for_keys =
+        matches!(cli.command, Command::Query(_) | Command::Demo(_) | Command::Config(configuration::Command::Check));
+    if asks_for_keys && let Err(error) = config.query.check_keys() {
+        return fail(&error, EXIT_USAGE);
+    }
     ended(run(cli.command, config, overrides))
 }
 

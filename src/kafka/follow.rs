@@ -24,6 +24,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A topic that is not there yet, and one that may have got more partitions, are looked for this often.
 const LOOK_FOR_TOPIC: Duration = Duration::from_secs(1);
 const LOOK_FOR_PARTITIONS: Duration = Duration::from_secs(10);
+/// While the end of a partition is not reached, the log says so this often.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Items between the thread and who listens: they are small, and a listener that works on one lets the others wait.
 const CAPACITY: usize = 64;
 
@@ -95,6 +97,7 @@ struct Follower {
     /// Partitions whose end was not reached yet; `None`: that was told.
     behind: Option<BTreeSet<i32>>,
     look_at: Instant,
+    tell_at: Instant,
 }
 
 /// Nobody listens any more.
@@ -120,7 +123,8 @@ impl Follower {
         wait_until_reachable(&consumer, &status, config)?;
         let behind = Some(BTreeSet::new());
         let known = BTreeSet::new();
-        let mut follower = Self { consumer, topic, max_bytes, sender, known, behind, look_at: Instant::now() };
+        let (look_at, tell_at) = (Instant::now(), Instant::now() + TOLD_EVERY);
+        let mut follower = Self { consumer, topic, max_bytes, sender, known, behind, look_at, tell_at };
         let first = follower.look(begin);
         let first = first.map_err(|error| {
             let topic = &follower.topic;
@@ -142,6 +146,17 @@ impl Follower {
         if self.behind.as_ref().is_some_and(BTreeSet::is_empty) {
             self.behind = None;
             self.tell(Followed::UpToDate)?;
+        }
+        if let Some(behind) = &self.behind
+            && Instant::now() >= self.tell_at
+        {
+            self.tell_at = Instant::now() + TOLD_EVERY;
+            tracing::warn!(
+                topic = %self.topic,
+                partitions = ?behind,
+                "these partitions are not read to their ends yet, and what needs all of them waits; where that lasts, look at the \
+                 brokers: have they a leader?"
+            );
         }
         if Instant::now() >= self.look_at
             && let Err(error) = self.look(Begin::Earliest)

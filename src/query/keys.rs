@@ -21,6 +21,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::Metrics;
@@ -68,6 +69,31 @@ struct KeySet(Vec<Arc<ApiKey>>);
 #[derive(Debug)]
 pub struct ApiKeys {
     set: RwLock<KeySet>,
+    changed: watch::Sender<()>,
+}
+
+/// A key that let a request in, and whether it still would.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    keys: Arc<ApiKeys>,
+    hash: Hash,
+    key: Arc<ApiKey>,
+}
+
+impl Accepted {
+    /// The key, as it was then.
+    pub fn key(&self) -> &ApiKey {
+        &self.key
+    }
+
+    /// Waits until the file of the keys has it no more.
+    pub async fn is_removed(&self) {
+        let mut changed = self.keys.changed.subscribe();
+        while self.keys.find_hash(&self.hash).is_some() {
+            // It fails only without a sender, which `self` holds.
+            let _ = changed.changed().await;
+        }
+    }
 }
 
 impl ApiKey {
@@ -106,16 +132,21 @@ impl ApiKeys {
     pub fn open(config: &QueryConfig) -> Result<Arc<Self>> {
         let set = read_text(&config.api_keys_file).and_then(|text| KeySet::parse(&text, config));
         let set = set.with_context(|| format!("query.api_keys_file = {:?}", config.api_keys_file))?;
-        Ok(Arc::new(Self { set: RwLock::new(set) }))
+        Ok(Arc::new(Self::from(set)))
     }
 
-    /// The key that was given, if it is known. All hashes are compared whole, so that the time taken tells nothing of them.
-    pub fn find(&self, given: &[u8]) -> Option<Arc<ApiKey>> {
-        let hash: Hash = Sha256::digest(given).into();
+    /// The key that was given, if it is known.
+    pub fn accept(self: &Arc<Self>, given: &[u8]) -> Option<Accepted> {
+        let hash = Sha256::digest(given).into();
+        self.find_hash(&hash).map(|key| Accepted { keys: Arc::clone(self), hash, key })
+    }
+
+    /// All hashes are compared whole, so that the time taken tells nothing of them.
+    fn find_hash(&self, hash: &Hash) -> Option<Arc<ApiKey>> {
         let set = self.set.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = None;
         for key in &set.0 {
-            if key.hashes.iter().fold(0, |known, one| known | one.ct_eq(&hash).unwrap_u8()) == 1 {
+            if key.hashes.iter().fold(0, |known, one| known | one.ct_eq(hash).unwrap_u8()) == 1 {
                 found = Some(key);
             }
         }
@@ -161,6 +192,14 @@ impl ApiKeys {
             }
         }
         *set = new;
+        drop(set);
+        self.changed.send_replace(());
+    }
+}
+
+impl From<KeySet> for ApiKeys {
+    fn from(set: KeySet) -> Self {
+        Self { set: RwLock::new(set), changed: watch::Sender::default() }
     }
 }
 

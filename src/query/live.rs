@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{SubsecRound, Utc};
-use prometheus::IntGauge;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -14,6 +15,8 @@ use crate::error::Fault;
 use crate::kafka::{Begin, Followed, Producer};
 use crate::metrics::Metrics;
 use crate::query::error::{ErrorCode, SearchError};
+use crate::query::service::{OVERLOAD_DELAY, humantime};
+use crate::query::streams::{Client, StreamPlace, Streams};
 use crate::standing::{self, Directory, Match, Registration};
 
 /// Matches that a slow client may be behind; then its stream is ended.
@@ -22,8 +25,8 @@ const BEHIND: usize = 256;
 const MAX_MATCH_BYTES: usize = 1024 * 1024;
 /// A registration that was acknowledged is waited for in the list so long.
 const IN_LIST: Duration = Duration::from_secs(2);
-/// What a client is told to wait for a free stream.
-const STREAM_DELAY: Duration = Duration::from_secs(5);
+/// A stream ends after so long at the latest. Whoever still wants it connects again, and is looked at anew.
+const LONGEST_STREAM: Duration = Duration::from_secs(10 * 60);
 
 /// What this worker knows of standing topics, and its way to write them.
 pub struct Live {
@@ -32,8 +35,10 @@ pub struct Live {
     topic: String,
     max_topics: usize,
     matches: broadcast::Sender<Arc<Match>>,
-    streams: Arc<Semaphore>,
-    max_streams: usize,
+    streams: Arc<Streams>,
+    /// A request waits so long for the list to be complete, and for its registration to be acknowledged.
+    max_wait: Duration,
+    timeout: Duration,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 }
@@ -42,9 +47,10 @@ pub struct Live {
 pub struct MatchStream {
     matches: broadcast::Receiver<Arc<Match>>,
     topic_id: Option<String>,
-    shutdown: CancellationToken,
+    /// The worker stops, the client's key is taken away, or the stream is old.
+    over: BoxFuture<'static, ()>,
     metrics: Arc<Metrics>,
-    _place: (OwnedSemaphorePermit, Open),
+    _place: StreamPlace,
 }
 
 /// What comes next in a stream.
@@ -75,23 +81,36 @@ impl Live {
         let told = standing::follow(kafka, &kafka.matches_topic, Begin::Latest, MAX_MATCH_BYTES).await?;
         let (matches, _) = broadcast::channel(BEHIND);
         tokio::spawn(pass_on(told, matches.clone(), shutdown.clone()));
-        let max_streams = config.query.max_streams;
+        let query = &config.query;
         Ok(Some(Arc::new(Self {
             directory,
             producer: Producer::new(kafka)?,
             topic: kafka.standing_topic.clone(),
             max_topics,
             matches,
-            streams: Arc::new(Semaphore::new(max_streams.min(Semaphore::MAX_PERMITS))),
-            max_streams,
+            streams: Streams::new(query, metrics.match_streams.clone()),
+            max_wait: query.max_wait,
+            timeout: query.timeout,
             metrics,
             shutdown,
         })))
     }
 
+    /// Before the list is complete nobody may be told what is in it, and no topic may be taken for a new one.
+    async fn complete(&self) -> Result<(), SearchError> {
+        tokio::time::timeout(self.max_wait, self.directory.is_complete()).await.map_err(|_| {
+            let message = "the standing topics are still being read from Kafka; try again in a moment";
+            SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
+        })
+    }
+
     /// All standing topics, by their ids.
-    pub fn topics(&self) -> Vec<Arc<Registration>> {
-        self.directory.topics()
+    ///
+    /// # Errors
+    /// 503 as long as they are being read.
+    pub async fn topics(&self) -> Result<Arc<[Arc<Registration>]>, SearchError> {
+        self.complete().await?;
+        Ok(self.directory.topics())
     }
 
     /// Registers a topic, or changes the one with its id, which keeps the time of its first registration. When it returns,
@@ -100,6 +119,7 @@ impl Live {
     /// # Errors
     /// 422 where there are too many topics, 503 where the brokers do not take it now.
     pub async fn register(&self, mut registration: Registration) -> Result<Registration, SearchError> {
+        self.complete().await?;
         let known = self.directory.get(&registration.topic_id);
         if known.is_none() && self.directory.is_full() {
             let message = format!(
@@ -119,11 +139,18 @@ impl Live {
     /// # Errors
     /// 503 where the brokers do not take it now.
     pub async fn remove(&self, topic_id: &str) -> Result<(), SearchError> {
+        self.complete().await?;
         self.write(topic_id, None).await
     }
 
     async fn write(&self, topic_id: &str, value: Option<&[u8]>) -> Result<(), SearchError> {
-        let (partition, offset) = self.producer.send(&self.topic, Some(topic_id.as_bytes()), value, &[]).await?;
+        let sending = self.producer.send(&self.topic, Some(topic_id.as_bytes()), value, &[]);
+        let (partition, offset) = tokio::time::timeout(self.timeout, sending).await.map_err(|_| {
+            let (topic, timeout) = (&self.topic, humantime(self.timeout));
+            let message =
+                format!("topic {topic} took no registration within {timeout}; it may yet come there, send it again");
+            SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
+        })??;
         // Who asks for the list next wants to see it there. That it is registered does not depend on it.
         let _ = tokio::time::timeout(IN_LIST, self.directory.has_read(partition, offset)).await;
         Ok(())
@@ -132,19 +159,32 @@ impl Live {
     /// The matches from now on, of one topic or of all.
     ///
     /// # Errors
-    /// 429 where `query.max_streams` are open.
-    pub fn stream(&self, topic_id: Option<String>) -> Result<MatchStream, SearchError> {
-        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            let message = format!("{} streams of matches are open already; try again in a moment", self.max_streams);
-            SearchError::for_now(ErrorCode::Overloaded, message, STREAM_DELAY)
-        })?;
+    /// 429 where `query.max_streams` are open, or this client has its share; 503 as long as the topics are being read.
+    pub async fn stream(&self, topic_id: Option<String>, client: Client) -> Result<MatchStream, SearchError> {
+        let place = self.streams.take(&client)?;
+        self.complete().await?;
         Ok(MatchStream {
             matches: self.matches.subscribe(),
             topic_id,
-            shutdown: self.shutdown.clone(),
+            over: over(client, self.shutdown.clone()).boxed(),
             metrics: self.metrics.clone(),
-            _place: (place, Open::new(self.metrics.match_streams.clone())),
+            _place: place,
         })
+    }
+}
+
+/// When a stream ends.
+async fn over(client: Client, shutdown: CancellationToken) {
+    let removed = async {
+        match &client {
+            Client::Key(accepted) => accepted.is_removed().await,
+            Client::Address(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = removed => {}
+        () = tokio::time::sleep(LONGEST_STREAM) => {}
     }
 }
 
@@ -154,11 +194,11 @@ impl MatchStream {
         self.matches.len() >= BEHIND
     }
 
-    /// Waits for the next match; `None`: the worker stops, or the client missed some, which it was told.
+    /// Waits for the next match; `None`: it is over.
     pub async fn next(&mut self) -> Option<Next> {
         loop {
             let received = tokio::select! {
-                () = self.shutdown.cancelled() => return None,
+                () = &mut self.over => return None,
                 received = self.matches.recv() => received,
             };
             match received {
@@ -200,18 +240,21 @@ async fn pass_on(
     }
 }
 
-/// Counts a stream for as long as it is open.
-struct Open(IntGauge);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Open {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_after_some_minutes_or_with_the_worker() {
+        let nobody = || Client::Address([127, 0, 0, 1].into());
+        let shutdown = CancellationToken::new();
+        let stream = over(nobody(), shutdown.clone());
+        tokio::pin!(stream);
+        let soon = LONGEST_STREAM - Duration::from_secs(1);
+        assert!(tokio::time::timeout(soon, &mut stream).await.is_err(), "it is not over early");
+        tokio::time::timeout(Duration::from_secs(2), stream).await.expect("it is over");
+        let stream = over(nobody(), shutdown.clone());
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(1), stream).await.expect("it is over");
     }
 }

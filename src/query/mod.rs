@@ -23,6 +23,7 @@ pub mod request;
 pub mod response;
 pub mod service;
 pub mod stats;
+pub mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -90,6 +91,8 @@ pub struct QueryConfig {
     pub cache_entries: usize,
     /// Streams of matches (`/v1/matches`) at a time.
     pub max_streams: usize,
+    /// Streams of matches at a time of one API key, or of one address where no key is asked for.
+    pub max_streams_per_client: usize,
     /// Answer requests that come over Kafka.
     pub kafka: bool,
     /// Answer requests that come over Kafka.
@@ -106,6 +109,17 @@ pub struct QueryConfig {
 }
 
 impl QueryConfig {
+    /// Whether the file of API keys is good: of no concern but to what lets in by it.
+    ///
+    /// # Errors
+    /// One sentence that names the file.
+    pub(crate) fn check_keys(&self) -> anyhow::Result<()> {
+        if keys::is_set(&self.api_keys_file) {
+            keys::ApiKeys::open(self)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         crate::service::address("query.listen", &self.listen)?;
         self.tls.check("query.tls")?;
@@ -134,6 +148,7 @@ impl QueryConfig {
         }
         anyhow::ensure!(self.max_concurrent >= 1, "query.max_concurrent must be at least 1");
         anyhow::ensure!(self.max_connections >= 1, "query.max_connections must be at least 1");
+        anyhow::ensure!(self.max_streams_per_client >= 1, "query.max_streams_per_client must be at least 1");
         anyhow::ensure!(self.max_batch >= 1, "query.max_batch must be at least 1");
         anyhow::ensure!(
             self.reply_timeout >= Duration::from_millis(100),
@@ -145,9 +160,6 @@ impl QueryConfig {
         }
         for origin in &self.cors_origins {
             check_origin(origin)?;
-        }
-        if keys::is_set(&self.api_keys_file) {
-            keys::ApiKeys::open(self)?;
         }
         anyhow::ensure!(
             self.requests_topic != self.results_topic,

@@ -1,12 +1,17 @@
 //! HTTP on a socket. As `axum::serve`, but slow clients cannot hold connections: neither one that never ends its request's
 //! headers, nor one that does not read its answer, nor many that do nothing.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -52,12 +57,13 @@ pub async fn serve(
         tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     let connection = if let Ok(place) = Arc::clone(&open).try_acquire_owned() {
-                        Connection { stream, tls: tls.clone(), router: router.clone(), timeout: limits.timeout, _place: place }
+                        let (router, timeout) = (router.clone(), limits.timeout);
+                        Connection { stream, address, tls: tls.clone(), router, timeout, _place: place }
                     } else if let Ok(place) = Arc::clone(&refusing).try_acquire_owned() {
-                        let router = limits.full.clone();
-                        Connection { stream, tls: tls.clone(), router, timeout: REFUSING_TIMEOUT, _place: place }
+                        let (router, timeout) = (limits.full.clone(), REFUSING_TIMEOUT);
+                        Connection { stream, address, tls: tls.clone(), router, timeout, _place: place }
                     } else {
                         continue;
                     };
@@ -77,6 +83,7 @@ pub async fn serve(
 
 struct Connection {
     stream: TcpStream,
+    address: SocketAddr,
     tls: Option<Arc<Tls>>,
     router: Router,
     timeout: Duration,
@@ -90,13 +97,13 @@ impl Connection {
         let mut stream = TimeoutStream::new(self.stream);
         stream.set_write_timeout(Some(self.timeout));
         let stream = Box::pin(stream);
-        let Some(tls) = self.tls else { return talk(stream, self.router, self.timeout, shutdown).await };
+        let Some(tls) = self.tls else { return talk(stream, self.address, self.router, self.timeout, shutdown).await };
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(self.timeout, tls.accept(stream)) => shaken,
             () = shutdown.cancelled() => return,
         };
         match shaken {
-            Ok(Ok(stream)) => talk(stream, self.router, self.timeout, shutdown).await,
+            Ok(Ok(stream)) => talk(stream, self.address, self.router, self.timeout, shutdown).await,
             Ok(Err(error)) => tracing::debug!(%error, "a client did not shake hands"),
             Err(_) => tracing::debug!("a client did not end its handshake"),
         }
@@ -105,13 +112,18 @@ impl Connection {
 
 async fn talk(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    address: SocketAddr,
     router: Router,
     timeout: Duration,
     shutdown: CancellationToken,
 ) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(timeout);
-    let service = TowerToHyperService::new(router);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(address));
+        router.call(request)
+    });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -14,9 +14,17 @@ use crate::standing::registry::Registry;
 
 /// The standing topics as `kafka.standing_topic` has them, a moment ago.
 pub struct Directory {
-    registry: Mutex<Registry>,
+    list: Mutex<List>,
+    /// Whether all that lay in the topic at the start was taken in.
+    complete: watch::Sender<bool>,
     /// For each partition, the offset after the last record that was taken in.
     read: watch::Sender<BTreeMap<i32, i64>>,
+}
+
+struct List {
+    registry: Registry,
+    /// All topics by their ids, once somebody has asked for them; until the next change.
+    topics: Option<Arc<[Arc<Registration>]>>,
 }
 
 impl Directory {
@@ -26,8 +34,9 @@ impl Directory {
     /// As [`follow`].
     pub async fn start(config: &KafkaConfig, max_topics: usize, metrics: Arc<Metrics>) -> Result<Arc<Self>, Fault> {
         let records = follow(config, &config.standing_topic, Begin::Earliest, MAX_RECORD_BYTES).await?;
-        let directory =
-            Arc::new(Self { registry: Mutex::new(Registry::new(max_topics)), read: watch::Sender::default() });
+        let list = Mutex::new(List { registry: Registry::new(max_topics), topics: None });
+        let (complete, read) = (watch::Sender::default(), watch::Sender::default());
+        let directory = Arc::new(Self { list, complete, read });
         tokio::spawn(Self::read(Arc::downgrade(&directory), records, metrics));
         Ok(directory)
     }
@@ -35,30 +44,48 @@ impl Directory {
     async fn read(this: std::sync::Weak<Self>, mut records: mpsc::Receiver<Followed>, metrics: Arc<Metrics>) {
         while let Some(record) = records.recv().await {
             let Some(this) = this.upgrade() else { return };
-            super::apply(&mut this.lock(), &record, &metrics);
-            metrics.standing_topics.set(this.lock().len() as i64);
-            if let Followed::Message(message) = record {
-                let (partition, next) = (message.position.partition, message.position.offset + 1);
-                this.read.send_modify(|read| {
-                    read.insert(partition, next);
-                });
+            {
+                let mut list = this.lock();
+                super::apply(&mut list.registry, &record, &metrics);
+                list.topics = None;
+                metrics.standing_topics.set(list.registry.len() as i64);
+            }
+            match record {
+                Followed::Message(message) => {
+                    let (partition, next) = (message.position.partition, message.position.offset + 1);
+                    this.read.send_modify(|read| {
+                        read.insert(partition, next);
+                    });
+                }
+                Followed::UpToDate => {
+                    this.complete.send_replace(true);
+                }
+                Followed::TooLarge { .. } => {}
             }
         }
     }
 
-    /// All topics, by their ids.
-    pub fn topics(&self) -> Vec<Arc<Registration>> {
-        self.lock().topics().cloned().collect()
+    /// Waits until all that lay in the topic at the start is taken in: before that, a topic may seem not to be there.
+    pub async fn is_complete(&self) {
+        let mut complete = self.complete.subscribe();
+        // It fails only without a sender, which `self` holds.
+        let _ = complete.wait_for(|complete| *complete).await;
+    }
+
+    /// All topics, by their ids; shared with all who ask until the next change.
+    pub fn topics(&self) -> Arc<[Arc<Registration>]> {
+        let List { registry, topics } = &mut *self.lock();
+        Arc::clone(topics.get_or_insert_with(|| registry.topics().cloned().collect()))
     }
 
     /// The topic of this id.
     pub fn get(&self, topic_id: &str) -> Option<Arc<Registration>> {
-        self.lock().get(topic_id).cloned()
+        self.lock().registry.get(topic_id).cloned()
     }
 
     /// Whether no further topic is taken.
     pub fn is_full(&self) -> bool {
-        self.lock().is_full()
+        self.lock().registry.is_full()
     }
 
     /// Waits until a record that was written there is taken in.
@@ -68,8 +95,8 @@ impl Directory {
         let _ = read.wait_for(|read| read.get(&partition).is_some_and(|next| *next > offset)).await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Registry> {
+    fn lock(&self) -> MutexGuard<'_, List> {
         // Each change is a single call: a poisoned lock has no half-done state to hide.
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -129,7 +129,7 @@ impl Reader {
     async fn run(mut self, mut records: mpsc::Receiver<Followed>) {
         let mut encoding = FuturesUnordered::<BoxFuture<'static, Encoded>>::new();
         let mut is_up_to_date = false;
-        let mut told = Instant::now();
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + TOLD_EVERY, TOLD_EVERY);
         loop {
             if encoding.is_empty() {
                 // What is registered is compared with.
@@ -157,11 +157,13 @@ impl Reader {
                         Some(Change::Removed(id) | Change::Rejected { id, .. }) => self.take_out(&id).await,
                         Some(Change::OverLimit { .. }) | None => {}
                     }
-                }
-            }
-            if self.ready.is_some() && told.elapsed() >= TOLD_EVERY {
-                told = Instant::now();
-                tracing::info!(topics = self.registry.len(), "reading and encoding standing topics");
+                },
+                _ = ticks.tick(), if self.ready.is_some() => tracing::info!(
+                    topics = self.registry.len(),
+                    encoding = encoding.len(),
+                    is_read = is_up_to_date,
+                    "no post is taken before the standing topics are read and encoded"
+                ),
             }
         }
     }

@@ -66,13 +66,27 @@ fn wrong_configuration_is_exit_code_2_before_anything_starts() {
         ("images.root=/no/such/folder", "images.root"),
         ("store.qdrant.url=localhost", "store.qdrant.url"),
         (r#"query.cors_origins=["https://a.example/"]"#, "query.cors_origins"),
-        ("query.api_keys_file=/no/such/file", "query.api_keys_file"),
+        ("query.reply_timeout=0s", "query.reply_timeout"),
         (r#"query.reply_topics=["search.requests"]"#, "query.reply_topics"),
         (r#"encoder.providers=["gpu"]"#, "\"cuda\", \"tensorrt\", \"cpu\""),
     ] {
         refuses(&["config", "check", "--set", assignment], 2, &[says]);
         refuses(&["ingest", "--set", assignment], 2, &[says]);
     }
+}
+
+/// The file of the keys lies where searches are answered, and perhaps nowhere else.
+#[test]
+fn a_file_of_keys_that_is_no_good_concerns_only_who_lets_in_by_it() {
+    let set = ["--set", "query.api_keys_file=/no/such/file"];
+    for command in [&["config", "check"][..], &["query"], &["demo", "--once"]] {
+        refuses(&[command, &set].concat(), 2, &["query.api_keys_file", "/no/such/file"]);
+    }
+    let (output, _) = run(&[&["model", "tokenize"][..], &set].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let nobody = "kafka.brokers=127.0.0.1:9";
+    let further = ["--set", nobody, "--set", "kafka.start_timeout=500ms"];
+    refuses(&[&["dlq", "list"][..], &set, &further].concat(), 1, &["127.0.0.1:9"]);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use feedlens::image::thumbnail::thumbnail;
 use feedlens::metrics::Metrics;
 use feedlens::post::{ImageSource, Post, point_id};
 use feedlens::query::embed::QueryEncoder;
+use feedlens::query::http::Interface;
+use feedlens::query::live::Live;
 use feedlens::query::service::{ModelInfo, SearchService, ServiceParts};
 use feedlens::query::{http, keys};
 use feedlens::store::{self, ModelStamp, Order, Origin, Point, SharedStore, Write};
@@ -143,6 +145,16 @@ impl Worker {
 
     /// A worker over the store that an ingest worker fills.
     pub async fn over(config: &Config, store: SharedStore) -> Self {
+        Self::serve(config, store, None, CancellationToken::new()).await
+    }
+
+    /// The same, with standing topics.
+    pub async fn serve(
+        config: &Config,
+        store: SharedStore,
+        live: Option<Arc<Live>>,
+        shutdown: CancellationToken,
+    ) -> Self {
         let encoder = encoder();
         let service = SearchService::new(ServiceParts {
             encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions).expect("the fetcher starts"),
@@ -153,8 +165,8 @@ impl Worker {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(http::run(listener, service.clone(), shutdown.clone()));
+        let interface = Interface { service: service.clone(), live, labels: config.labels.clone() };
+        let serving = tokio::spawn(http::run(listener, interface, shutdown.clone()));
         Self { url, service, store, shutdown, serving, _folder: None }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use feedlens::kafka::Producer;
 use feedlens::metrics::Metrics;
 use feedlens::query::live::Live;
+use feedlens::query::streams::Client;
 use feedlens::standing::{Registration, Target};
 use rdkafka::admin::{AdminOptions, NewPartitions, ResourceSpecifier};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +56,7 @@ async fn registrations_matches_and_a_restart_on_a_real_broker() {
     live.register(about("cars", "汽车")).await.expect("registered");
     live.remove("cars").await.expect("removed");
     let worker = bench.work();
-    let mut stream = live.stream(None).expect("a place");
+    let mut stream = live.stream(None, Client::Address([127, 0, 0, 1].into())).await.expect("a place");
     send("p1", "红苹果").await;
     send("p2", "汽车").await;
     let mut matches = Matches::read(&config.kafka).await;
@@ -75,7 +76,7 @@ async fn registrations_matches_and_a_restart_on_a_real_broker() {
         let (key, value) = (registration.topic_id.as_bytes(), registration.to_json());
         writer.send(&config.kafka.standing_topic, Some(key), Some(&value), &[]).await.expect("sent");
     }
-    wait_until("all partitions to be read", async || live.topics().len() == 25).await;
+    wait_until("all partitions to be read", async || live.topics().await.is_ok_and(|topics| topics.len() == 25)).await;
     wait_until("the worker to have them", async || worker.metrics.standing_topics.get() == 25).await;
     send("p3", "房子").await;
     assert!(matches.pairs(24).await.iter().all(|(topic, post)| topic != "apples" && post == "p3"));

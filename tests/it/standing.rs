@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use feedlens::kafka::{Begin, Followed, KafkaConfig, follow};
+use feedlens::kafka::{Begin, EmbeddedBroker, Followed, KafkaConfig, follow};
 use feedlens::standing::Match;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::ingest_support::{Bench, PARTITIONS};
 use crate::kafka_support::{PATIENCE, committed, wait_until};
+use crate::running::Running;
 use crate::store_support;
 
 /// The matches in the topic, whoever found them.
@@ -243,6 +244,24 @@ async fn a_match_that_waits_holds_up_no_other_write() {
     worker.wait_for(2).await;
     assert_eq!(Matches::read(&bench.config.kafka).await.next().await.post_id, "p1");
     worker.stop().await;
+}
+
+/// A start that waits for Kafka says for what, however long nothing happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_registrations_says_so() {
+    const TOPIC: &str = "topics.standing";
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1), (TOPIC, 3)]).expect("a broker");
+    broker.cluster().partition_leader(TOPIC, 2, None).expect("a partition that nobody can read");
+    let worker = Running::ingest(&broker.bootstrap(), &["log.format=text"]);
+    wait_until("the log to tell twice", async || {
+        let log = worker.log();
+        let told = log.lines().filter(|line| line.contains(TOPIC) && line.contains("{2}"));
+        told.count() > 1 && log.lines().filter(|line| line.contains("is_read=false")).count() > 1
+    })
+    .await;
+    worker.terminate();
+    let (code, log) = worker.end();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 async fn a_match_is_told_of_what_the_store_applied(stores: store_support::Bench) {

@@ -42,6 +42,9 @@ pub fn shared() -> Option<(String, Secret)> {
     found.clone()
 }
 
+/// The second key of a server that asks for one: it only reads.
+const READ_ONLY: &str = "r3ad-only";
+
 /// A server of this process's own.
 pub struct Server {
     binary: PathBuf,
@@ -91,6 +94,7 @@ impl Server {
             .stdout(Stdio::null());
         if !self.api_key.is_empty() {
             command.env("QDRANT__SERVICE__API_KEY", self.api_key);
+            command.env("QDRANT__SERVICE__READ_ONLY_API_KEY", READ_ONLY);
         }
         self.process = Some(command.spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -165,6 +169,29 @@ async fn wrong_api_key_is_said_and_not_shown() {
     let store = bench.open().await;
     store.write(vec![upsert("p", 1)]).await.unwrap();
     assert_eq!(store.count().await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_only_reads_serves_once_a_writer_has_made_the_indexes() {
+    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y", None)).await.unwrap() else {
+        shared();
+        return;
+    };
+    let mut bench = bench_at(&server.url());
+    bench.config.qdrant.api_key = Secret::new("right-k3y");
+    bench.open().await.write(vec![upsert("p", 1)]).await.unwrap();
+    // As an older version left it.
+    let client = Qdrant::from_url(&server.url()).api_key("right-k3y").skip_compatibility_check().build().unwrap();
+    let collection = format!("{}_{}_8", bench.config.alias, stamp("small").model);
+    let gone = qdrant_client::qdrant::DeleteFieldIndexCollectionBuilder::new(&collection, "labels").wait(true);
+    client.delete_field_index(gone).await.unwrap();
+    bench.config.qdrant.api_key = Secret::new(READ_ONLY);
+    let detail = bench.open_error().await;
+    assert!(detail.contains("labels") && detail.contains("start ingest of this version first"), "{detail}");
+    bench.config.qdrant.api_key = Secret::new("right-k3y");
+    bench.open().await;
+    bench.config.qdrant.api_key = Secret::new(READ_ONLY);
+    assert_eq!(bench.open().await.count().await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

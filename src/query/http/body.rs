@@ -54,9 +54,14 @@ impl App {
         }
     }
 
+    /// The whole body, if it is of at most `max_bytes`.
+    ///
+    /// # Errors
+    /// 413 where it is larger, 400 where it does not come whole within `query.timeout`, 429 without room for it.
     pub(super) async fn read_body(
         &self,
         body: Body,
+        max_bytes: u64,
         memory: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<Vec<u8>, SearchError> {
         let config = self.service.config();
@@ -66,18 +71,18 @@ impl App {
             while let Some(chunk) = chunks.next().await {
                 let chunk = chunk.map_err(|_| SearchError::bad_request("the request's body broke off"))?;
                 seen += chunk.len() as u64;
-                if seen <= config.max_body_bytes {
+                if seen <= max_bytes {
                     self.make_room(memory, seen).await?;
                     bytes.extend_from_slice(&chunk);
-                } else if seen > 2 * config.max_body_bytes {
+                } else if seen > 2 * max_bytes {
                     break;
                 } else {
                     // Read on, for a while: a sender who is cut off while sending never sees the answer.
                     (bytes, *memory) = (Vec::new(), None);
                 }
             }
-            if seen > config.max_body_bytes {
-                let message = format!("the request's body is larger than {} bytes", config.max_body_bytes);
+            if seen > max_bytes {
+                let message = format!("the request's body is larger than {max_bytes} bytes");
                 return Err(SearchError::new(ErrorCode::TooLarge, message));
             }
             Ok(bytes)

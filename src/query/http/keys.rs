@@ -15,21 +15,22 @@ use crate::query::error::{ErrorCode, SearchError};
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Lets a request with a known key through, one request of its rate; the key goes along as an extension.
+/// Lets a request with a known key through, one request of its rate; what let it in goes along as an extension.
 pub(super) async fn check_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let Some(keys) = &app.keys else { return next.run(request).await };
     let count = |name: &str, outcome| app.service.metrics().api_requests.with_label_values(&[name, outcome]).inc();
     let message = match given(request.headers()) {
         None => "an API key is needed: send it as \"Authorization: Bearer KEY\" or \"X-Api-Key: KEY\"",
-        Some(given) => match keys.find(given) {
+        Some(given) => match keys.accept(given) {
             None => "this API key is not known; the file query.api_keys_file has the hashes of those that are",
-            Some(key) => {
+            Some(accepted) => {
+                let key = accepted.key();
                 if let Err(error) = key.take(NonZeroU32::MIN) {
                     count(key.name(), "rate_limited");
                     return error.into_response();
                 }
                 count(key.name(), "accepted");
-                request.extensions_mut().insert(key);
+                request.extensions_mut().insert(accepted);
                 return next.run(request).await;
             }
         },

@@ -12,6 +12,7 @@ use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, ErrorResponse};
+use crate::standing::Registration;
 
 /// What stands above the routes.
 #[derive(OpenApi)]
@@ -258,6 +259,13 @@ pub struct SearchParameters {
     pub request_id: Option<String>,
 }
 
+/// All standing topics.
+#[derive(ToSchema)]
+pub struct StandingTopics {
+    /// By their ids.
+    pub topics: Vec<Registration>,
+}
+
 /// Searches to be answered in one request.
 #[derive(ToSchema)]
 pub struct BatchBody {
@@ -293,6 +301,8 @@ pub fn served(description: &utoipa::openapi::OpenApi, config: &QueryConfig) -> V
     for (schema, limits) in [
         ("/Search/properties/top_k", json!({"maximum": config.max_top_k, "default": config.top_k})),
         ("/Search/properties/offset", json!({"maximum": config.max_offset, "default": 0})),
+        // What stands on a variant's value, utoipa does not take.
+        ("/SearchMinScore/oneOf/0", json!({"minimum": -1, "maximum": 1})),
         ("/BatchBody/properties/searches", json!({"maxItems": config.max_batch})),
     ] {
         if let (Some(Value::Object(schema)), Value::Object(limits)) = (schemas.pointer_mut(schema), limits) {
@@ -341,7 +351,10 @@ fn errors(config: &QueryConfig) -> Vec<(String, Value)> {
         (ErrorCode::TooLarge, "The body, the topic or the picture exceeds a limit"),
         (ErrorCode::Unprocessable, "The shape is right and yet it can never be answered"),
         (ErrorCode::Overloaded, "Too many requests at a time, or of this key; come back after `Retry-After` seconds"),
-        (ErrorCode::Unavailable, "The store or the encoder is out of order or too slow"),
+        (
+            ErrorCode::Unavailable,
+            "The store, the encoder or Kafka is out of order or too slow, or the standing topics are still being read",
+        ),
     ];
     if keys_scheme(config).is_some() {
         errors.push((ErrorCode::Unauthorized, "No API key, or none that is known"));
@@ -416,6 +429,20 @@ mod tests {
         let parameters = description["paths"]["/v1/search"]["get"]["parameters"].as_array().expect("a list").iter();
         let parameters = parameters.map(|parameter| parameter["name"].as_str().expect("a name"));
         assert_eq!(names(parameters), names(PARAMETERS.iter().copied()));
+    }
+
+    #[test]
+    fn the_bounds_of_numbers_are_the_parsers() {
+        let description = description(&[]);
+        let cosine = &description["components"]["schemas"]["SearchMinScore"]["oneOf"][0];
+        assert_eq!(
+            (&cosine["type"], &cosine["minimum"], &cosine["maximum"]),
+            (&json!("number"), &json!(-1), &json!(1))
+        );
+        for (bound, beyond) in [("-1", "-1.01"), ("1", "1.01")] {
+            let parses = |text: &str| text.parse::<crate::query::min_score::MinScore>().is_ok();
+            assert!(parses(bound) && !parses(beyond), "{bound} {beyond}");
+        }
     }
 
     #[test]

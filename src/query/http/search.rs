@@ -1,7 +1,6 @@
 //! The handlers of searches, pictures and live numbers.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use axum::extract::{Query, Request, State};
 use axum::http::Uri;
@@ -14,7 +13,7 @@ use super::App;
 use super::openapi::{BatchBody, Search, SearchParameters};
 use crate::query::batch::{Batch, BatchResponse};
 use crate::query::error::SearchError;
-use crate::query::keys::ApiKey;
+use crate::query::keys::Accepted;
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchResponse, Source};
 use crate::query::stats::Snapshot;
@@ -41,7 +40,7 @@ pub(super) async fn by_json(State(app): State<App>, request: Request) -> Result<
     // Held to the answer: the picture in the body lives on until it is decoded.
     let mut memory = None;
     let parsed = async {
-        let bytes = app.read_body(request.into_body(), &mut memory).await?;
+        let bytes = app.read_body(request.into_body(), app.service.config().max_body_bytes, &mut memory).await?;
         app.parse(bytes, SearchRequest::from_json).await.without_reply_to()
     };
     app.search(parsed.await).await
@@ -70,15 +69,15 @@ pub(super) async fn by_parameters(State(app): State<App>, uri: Uri) -> Result<Re
 )]
 pub(super) async fn batch(
     State(app): State<App>,
-    key: Option<Extension<Arc<ApiKey>>>,
+    accepted: Option<Extension<Accepted>>,
     request: Request,
 ) -> Result<Response, SearchError> {
     let mut memory = None;
-    let bytes = app.read_body(request.into_body(), &mut memory).await?;
+    let bytes = app.read_body(request.into_body(), app.service.config().max_body_bytes, &mut memory).await?;
     let batch = app.parse(bytes, Batch::from_json).await?;
     // One was taken when the key was checked.
-    if let (Some(Extension(key)), Some(more)) = (key, NonZeroU32::new((batch.count() - 1) as u32)) {
-        key.take(more)?;
+    if let (Some(Extension(accepted)), Some(more)) = (accepted, NonZeroU32::new((batch.count() - 1) as u32)) {
+        accepted.key().take(more)?;
     }
     Ok(Json(app.service.search_batch(batch, Source::Http).await?).into_response())
 }

@@ -1,31 +1,38 @@
 //! Labels and standing topics: `/v1/labels`, `/v1/topics`, and `/v1/matches` as server-sent events.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::header::CACHE_CONTROL;
+use axum::extract::{ConnectInfo, Path, Query, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
+use axum::{Extension, Json};
+use futures::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
 use super::App;
+use super::openapi::StandingTopics;
 use crate::labels::Moderation;
 use crate::labels::config::SetConfig;
 use crate::query::error::{ErrorCode, ErrorResponse, SearchError};
+use crate::query::keys::Accepted;
 use crate::query::live::{Live, MatchStream, Next};
-use crate::standing::registration::{Registration, Target};
+use crate::query::streams::Client;
+use crate::standing::registration::{MAX_RECORD_BYTES, Registration, Target};
 use crate::text::shortened;
 
 /// Between comments that keep a quiet stream open: proxies cut connections that are silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A list of topics is sent in pieces of about so many bytes; each takes some 100 microseconds to be made.
+const LIST_PIECE_BYTES: usize = 64 * 1024;
 
 /// A standing topic to be registered.
 #[derive(Deserialize, ToSchema)]
@@ -42,13 +49,6 @@ pub(super) struct StandingTopicBody {
     /// The least cosine of a match; as the configuration says unless told.
     #[schema(minimum = -1, maximum = 1)]
     min_score: Option<f32>,
-}
-
-/// All standing topics.
-#[derive(Serialize, ToSchema)]
-pub(super) struct StandingTopics {
-    /// By their ids.
-    topics: Vec<Registration>,
 }
 
 /// The label sets of the configuration.
@@ -92,8 +92,36 @@ pub(super) async fn list_labels(State(app): State<App>) -> Response {
     ),
 )]
 pub(super) async fn list(State(app): State<App>) -> Result<Response, SearchError> {
-    let topics = app.live()?.topics();
-    Ok(Json(StandingTopics { topics: topics.iter().map(|topic| (**topic).clone()).collect() }).into_response())
+    let topics = app.live()?.topics().await?;
+    let body = futures::stream::iter(list_pieces(topics)).then(async |piece| {
+        // Others have their turn between two pieces, however fast the client takes them.
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(piece)
+    });
+    Ok(([(CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response())
+}
+
+/// The JSON of all topics, each piece made as the client takes it: a list of ten thousand is never whole in memory, nor is it
+/// copied for each who asks.
+fn list_pieces(topics: Arc<[Arc<Registration>]>) -> impl Iterator<Item = Vec<u8>> {
+    let mut next = Some(0);
+    std::iter::from_fn(move || {
+        let mut place = next.take()?;
+        let mut piece = if place == 0 { b"{\"topics\":[".to_vec() } else { Vec::with_capacity(LIST_PIECE_BYTES) };
+        while let Some(topic) = topics.get(place) {
+            if piece.len() >= LIST_PIECE_BYTES {
+                next = Some(place);
+                return Some(piece);
+            }
+            if place > 0 {
+                piece.push(b',');
+            }
+            piece.extend(topic.to_json());
+            place += 1;
+        }
+        piece.extend(b"]}");
+        Some(piece)
+    })
 }
 
 /// Register a standing topic
@@ -157,7 +185,7 @@ pub(super) async fn remove(
 /// Matches of standing topics as they come
 ///
 /// Server-sent events: event `match`, data the JSON of the match; comments keep the stream open. A client that does not keep up
-/// gets an event `missed`, and the stream ends.
+/// gets an event `missed`, and the stream ends. Any stream ends after ten minutes, or when its key is taken away: connect again.
 #[utoipa::path(
     get, path = "/v1/matches", tag = "topics",
     params(("topic_id" = Option<String>, Query, description = "Only matches of this topic")),
@@ -166,7 +194,12 @@ pub(super) async fn remove(
         (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
     ),
 )]
-pub(super) async fn matches(State(app): State<App>, uri: Uri) -> Result<Response, SearchError> {
+pub(super) async fn matches(
+    State(app): State<App>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    accepted: Option<Extension<Accepted>>,
+    uri: Uri,
+) -> Result<Response, SearchError> {
     let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
         .map_err(|error| SearchError::bad_request(format!("the parameters cannot be read: {error}")))?;
     let mut topic_id = None;
@@ -176,7 +209,8 @@ pub(super) async fn matches(State(app): State<App>, uri: Uri) -> Result<Response
             _ => return Err(SearchError::bad_request("/v1/matches takes the parameter topic_id alone")),
         }
     }
-    let stream = app.live()?.stream(topic_id)?;
+    let client = Client::new(accepted.map(|Extension(accepted)| accepted), address);
+    let stream = app.live()?.stream(topic_id, client).await?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(stream)).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -211,7 +245,7 @@ impl App {
 
     async fn registration(&self, request: Request) -> Result<StandingTopicBody, SearchError> {
         let mut memory = None;
-        let bytes = self.read_body(request.into_body(), &mut memory).await?;
+        let bytes = self.read_body(request.into_body(), MAX_RECORD_BYTES as u64, &mut memory).await?;
         serde_json::from_slice(&bytes).map_err(|error| error.to_string()).map_err(|error| {
             SearchError::bad_request(format!("the registration is no good: {}", shortened(&error, 200)))
         })
@@ -235,4 +269,29 @@ fn of_path(topic_id: Result<Path<String>, PathRejection>) -> Result<String, Sear
 
 fn new_id() -> String {
     uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_comes_whole_in_small_pieces() {
+        for count in [0, 1, 3_000] {
+            let topic = |number: usize| Registration {
+                topic_id: format!("topic {number}"),
+                topic: "海".repeat(number % 1_000 + 1),
+                target: Target::Both,
+                min_score: Some(0.25),
+                created_at: None,
+            };
+            let topics = (0..count).map(|number| Arc::new(topic(number))).collect::<Arc<[_]>>();
+            let expected = json!({"topics": topics.iter().map(|topic| json!(**topic)).collect::<Vec<_>>()});
+            let pieces = list_pieces(Arc::clone(&topics)).collect::<Vec<_>>();
+            let largest = pieces.iter().map(Vec::len).max().expect("there is one at least");
+            assert!(largest < LIST_PIECE_BYTES + 2 * 4_096, "{count} topics: a piece of {largest} bytes");
+            let whole = serde_json::from_slice::<serde_json::Value>(&pieces.concat()).expect("JSON");
+            assert_eq!(whole, expected, "{count} topics");
+        }
+    }
 }

@@ -14,12 +14,12 @@ fn entry(name: &str, keys: &[&str], more: &str) -> String {
     format!("[{name}]\nhashes = {hashes:?}\n{more}\n")
 }
 
-fn keys(text: &str) -> ApiKeys {
-    ApiKeys { set: RwLock::new(KeySet::parse(text, &config(&[])).expect("parses")) }
+fn keys(text: &str) -> Arc<ApiKeys> {
+    Arc::new(KeySet::parse(text, &config(&[])).expect("parses").into())
 }
 
-fn name(keys: &ApiKeys, given: &str) -> Option<String> {
-    keys.find(given.as_bytes()).map(|key| key.name().to_owned())
+fn name(keys: &Arc<ApiKeys>, given: &str) -> Option<String> {
+    keys.accept(given.as_bytes()).map(|accepted| accepted.key().name().to_owned())
 }
 
 #[test]
@@ -69,7 +69,8 @@ fn a_file_that_is_no_good_is_one_sentence_without_secrets() {
 #[test]
 fn a_key_is_refused_beyond_its_rate_with_the_time_to_wait() {
     let keys = keys(&entry("a", &[ONE], "rate = 2\nburst = 40"));
-    let key = keys.find(ONE.as_bytes()).expect("known");
+    let accepted = keys.accept(ONE.as_bytes()).expect("known");
+    let key = accepted.key();
     let count = |count| NonZeroU32::new(count).expect("above 0");
     key.take(count(30)).expect("within the burst");
     let error = key.take(count(30)).expect_err("all or none");
@@ -77,8 +78,8 @@ fn a_key_is_refused_beyond_its_rate_with_the_time_to_wait() {
     let wait = error.retry_after.expect("a time").as_secs_f64();
     assert!((9.0..=10.0).contains(&wait), "20 are missing at 2 a second: {wait}");
     key.take(count(10)).expect("what is left");
-    let without = super::tests::keys(&entry("a", &[ONE], "")).find(ONE.as_bytes()).expect("known");
-    without.take(count(u32::MAX)).expect("no limit is set");
+    let without = super::tests::keys(&entry("a", &[ONE], "")).accept(ONE.as_bytes()).expect("known");
+    without.key().take(count(u32::MAX)).expect("no limit is set");
 }
 
 #[test]
@@ -86,11 +87,11 @@ fn a_key_that_stays_the_same_keeps_what_it_has_used() {
     let limited = "rate = 1\nburst = 40";
     let keys = keys(&entry("a", &[ONE], limited));
     let full = NonZeroU32::new(40).expect("above 0");
-    let old = keys.find(ONE.as_bytes()).expect("known");
-    old.take(full).expect("the burst");
+    let old = keys.accept(ONE.as_bytes()).expect("known");
+    old.key().take(full).expect("the burst");
     let config = config(&[]);
     keys.replace(KeySet::parse(&(entry("a", &[ONE], limited) + &entry("b", &[TWO], "")), &config).expect("parses"));
-    assert!(keys.find(ONE.as_bytes()).expect("known").take(full).is_err());
+    assert!(keys.accept(ONE.as_bytes()).expect("known").key().take(full).is_err());
     assert_eq!(name(&keys, TWO).as_deref(), Some("b"));
     keys.replace(KeySet::parse(&entry("b", &[TWO], ""), &config).expect("parses"));
     assert_eq!(name(&keys, ONE), None, "taken away");

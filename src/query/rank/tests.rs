@@ -198,6 +198,13 @@ proptest! {
         for (turned, whole) in turned.iter().zip(&whole) {
             prop_assert!((turned.probability - whole.probability).abs() < 1e-12 && turned.score == whole.score);
         }
+        // No post is told twice, and none is passed over.
+        let told = whole.iter().flat_map(|post| std::iter::once(post.id).chain(post.folded_ids.iter().copied()));
+        let told = told.collect::<Vec<_>>();
+        prop_assert_eq!(told.iter().collect::<std::collections::BTreeSet<_>>().len(), told.len());
+        if options.thresholds == Thresholds::default() {
+            prop_assert_eq!(whole.iter().map(|post| 1 + post.folded).sum::<usize>(), stored.len());
+        }
     }
 
     #[test]

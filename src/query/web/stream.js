@@ -4,6 +4,8 @@ const FIRST_DELAY = 1000;
 const LONGEST_DELAY = 30_000;
 /** Without a byte for so long, keep-alive comments included, the stream is dead, whatever the connection says. */
 const SILENCE = 60_000;
+/** A stream that was live for so long and then ended in order did not fail: servers end streams to look at their clients anew. */
+const LONG_LIVED = 60_000;
 
 /**
  * Keeps a stream of events open. `open(signal)` gives the body, a ReadableStream; `told` has `event(name, data)` and
@@ -21,6 +23,7 @@ export function keepStream(open, told) {
     const controller = new AbortController();
     own = controller;
     let silence = 0;
+    let since = Infinity;
     const alive = () => {
       clearTimeout(silence);
       silence = setTimeout(() => controller.abort(), SILENCE);
@@ -30,9 +33,14 @@ export function keepStream(open, told) {
       const reader = (await open(controller.signal)).pipeThrough(new TextDecoderStream()).getReader();
       delay = FIRST_DELAY;
       told.state("live");
+      since = performance.now();
       const parse = eventParser(told.event);
       for (;;) {
         const { done, value } = await reader.read();
+        if (done && performance.now() - since > LONG_LIVED && own === controller) {
+          run();
+          return;
+        }
         if (done) break;
         alive();
         parse(value);

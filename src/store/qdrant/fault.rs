@@ -48,7 +48,7 @@ impl Faults {
     pub fn at_start(&self, action: &str, error: &QdrantError) -> Fault {
         let detail = self.detail(action, error);
         Fault::fatal(match code(error) {
-            Some(Code::Unauthenticated | Code::PermissionDenied) => {
+            _ if is_forbidden(error) => {
                 format!("{detail}; set store.qdrant.api_key to a key that may do this")
             }
             Some(Code::InvalidArgument | Code::AlreadyExists | Code::NotFound) => detail,
@@ -84,7 +84,7 @@ impl Faults {
             Some(Code::NotFound) => Fault::fatal(format!(
                 "{detail}; the collection is gone: start again to make it anew, and index the posts again"
             )),
-            Some(Code::Unauthenticated | Code::PermissionDenied) => {
+            _ if is_forbidden(error) => {
                 let way_out = "store.qdrant.api_key is no longer accepted for this: let the server accept it again, or \
                                start this worker again with another key";
                 Fault::retry(Outage::StoreUnauthorized, format!("{detail}; {way_out}"))
@@ -120,6 +120,11 @@ fn no_space(detail: &str) -> bool {
 fn limit_reached(detail: &str) -> bool {
     (detail.contains("limit of ") && detail.contains(" reached!"))
         || detail.contains("exceeding the configured limit of ")
+}
+
+/// Whether the server does not accept the API key, or not for this.
+pub(super) fn is_forbidden(error: &QdrantError) -> bool {
+    matches!(code(error), Some(Code::Unauthenticated | Code::PermissionDenied))
 }
 
 fn code(error: &QdrantError) -> Option<Code> {

@@ -8,7 +8,7 @@ use qdrant_client::qdrant::{
 };
 use qdrant_client::{Qdrant, QdrantError};
 
-use super::fault::Faults;
+use super::fault::{Faults, is_forbidden};
 use crate::error::Fault;
 use crate::store::order::{DELETED, REVISION};
 use crate::store::rows::DELETED_AT;
@@ -139,7 +139,15 @@ pub(super) async fn ensure_collection(
     // Only what is absent: a worker that only reads may have a key that only reads.
     for (field, kind) in INDEXES.into_iter().filter(|(field, _)| !info.payload_schema.contains_key(*field)) {
         let request = CreateFieldIndexCollectionBuilder::new(collection, field, kind).wait(true);
-        client.create_field_index(request).await.map_err(failed("create a payload index in"))?;
+        client.create_field_index(request).await.map_err(|error| {
+            let fault = faults.at_start(&format!("create the payload index on {field} in"), &error);
+            match is_forbidden(&error) {
+                true => Fault::fatal(format!(
+                    "{fault}; or, for a worker that only reads, start ingest of this version first: it makes the index"
+                )),
+                false => fault,
+            }
+        })?;
     }
     if alias_target(client, alias).await.map_err(failed("read the aliases of"))?.is_none() {
         let request = CreateAliasBuilder::new(collection, alias);
