@@ -5,7 +5,8 @@
 #   scripts/kubernetes.sh validate    checks k8s/rendered/ against the API schemas of three Kubernetes versions; with
 #                                     CRDS=FOLDER also by the CustomResourceDefinitions of KEDA and the Prometheus
 #                                     operator that lie there
-# The first two need kustomize, or kubectl, which has it built in; the last needs python3 with pip.
+# The first two need kustomize, or kubectl, which has it built in (versions 5.5 and 5.7 render the same); the last needs
+# python3 with pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +25,7 @@ build() {
   fi
 }
 
-# The rendered files and what they were made of: where nobody can render, a test sees by it that one of them was changed.
+# The rendered files and what they were made of: where nobody can render, a test sees by it that one was changed.
 hashes() {
   find k8s -type f ! -path 'k8s/rendered/HASHES*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
 }
