@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, clippy, shell scripts and Kubernetes manifests. A tool that is not on the machine is named loudly and passed over.
+# Formatting, clippy, shell scripts, Kubernetes manifests, Prometheus' rules. A tool that is not on the machine is named loudly and
+# passed over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,4 +21,13 @@ else
   absent "kustomize (or kubectl)" "whether k8s/rendered is what the overlays give; a test compares the hashes of what they were made of"
 fi
 scripts/kubernetes.sh validate
+# Where it is not installed, `make test` has put it into .cache.
+promtool=$(command -v promtool || echo .cache/prometheus/promtool)
+if [ -x "$promtool" ]; then
+  "$promtool" check config observability/prometheus.yml
+  "$promtool" check rules observability/alerts.yml
+  "$promtool" test rules observability/*_test.yml
+else
+  absent promtool "the alerts (make test, or scripts/setup.sh tests, fetches it)"
+fi
 echo "lint: done"

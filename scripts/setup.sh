@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian or Ubuntu machine ready: system packages, and the ONNX Runtime library in .cache/onnxruntime.
 #   scripts/setup.sh          what building and running need
-#   scripts/setup.sh tests    and what the tests need (a headless browser)
+#   scripts/setup.sh tests    and what the tests need (a headless browser; Prometheus in .cache/prometheus)
 # Run again at any time: what is there is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,16 +38,17 @@ packages_missing() {
   printf '%s\n' "${missing[@]:-}"
 }
 
+as_root=()
+may_be_root() {
+  [ "$(id -u)" = 0 ] && return
+  command -v sudo >/dev/null && sudo -n true 2>/dev/null && as_root=(sudo)
+}
+
 install_packages() {
   local missing
   missing=$(packages_missing "$@" | tr '\n' ' ' | sed 's/ *$//')
   [ -n "$missing" ] || return 0
-  local as_root=()
-  if [ "$(id -u)" != 0 ]; then
-    if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then as_root=(sudo); else
-      die "these packages are missing, and this user may not install them; run: sudo apt-get install $missing"
-    fi
-  fi
+  may_be_root || die "these packages are missing, and this user may not install them; run: sudo apt-get install $missing"
   command -v apt-get >/dev/null || die "these are missing, and there is no apt-get here: $missing (Debian's package names)"
   say "installing $missing"
   local log
@@ -87,5 +88,22 @@ with zipfile.ZipFile(wheel) as files:
 PYTHON
 }
 
+# Prometheus and promtool out of Debian's package (19 MB, 98 MB unpacked): installed, it would start a server on port 9090.
+fetch_prometheus() {
+  local target=.cache/prometheus
+  if command -v promtool >/dev/null && command -v prometheus >/dev/null; then return 0; fi
+  if [ -x $target/promtool ] && [ -x $target/prometheus ]; then return 0; fi
+  say "taking Prometheus out of its Debian package"
+  rm -rf "$target"
+  mkdir -p "$target/package"
+  download() (cd "$target/package" && apt-get download -qq prometheus >log 2>&1)
+  download || { may_be_root && "${as_root[@]}" apt-get update -qq >&2 && download; } ||
+    die "apt-get could not fetch prometheus; put promtool and prometheus on the PATH instead: $(tail -n 5 "$target/package/log")"
+  dpkg-deb --extract "$target"/package/prometheus_*.deb "$target/package" || die "the package of prometheus cannot be unpacked"
+  mv "$target"/package/usr/bin/{prometheus,promtool} "$target/"
+  rm -rf "$target/package"
+}
+
 install_packages "$@"
 fetch_onnxruntime
+if [ "${1:-}" = tests ]; then fetch_prometheus; fi

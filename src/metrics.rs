@@ -46,7 +46,9 @@ const QUEUES: [&str; 3] = ["encode_image", "encode_text", "write"];
 const CACHE_RESULTS: [&str; 2] = ["hit", "miss"];
 /// Labels of `search_seconds`.
 const SEARCH_PHASES: [&str; 4] = ["wait", "encode", "store", "total"];
-/// Labels of `api_keys_reloads_total`.
+/// Labels of `tls_reloads_total`.
+const TLS_PORTS: [&str; 2] = ["query.tls", "admin.tls"];
+/// Labels of `api_keys_reloads_total` and `tls_reloads_total`.
 const RELOAD_OUTCOMES: [&str; 2] = ["ok", "failed"];
 /// Labels of `replies_redirected_total`.
 const REDIRECTIONS: [&str; 3] = ["too_large", "refused", "unavailable"];
@@ -331,6 +333,9 @@ impl Metrics {
         }
         for outcome in RELOAD_OUTCOMES {
             self.api_keys_reloads.with_label_values(&[outcome]);
+            for port in TLS_PORTS {
+                self.tls_reloads.with_label_values(&[port, outcome]);
+            }
         }
     }
 

@@ -9,14 +9,14 @@ use std::time::Duration;
 use crate::binary::feedlens;
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
 }
 
 /// A worker with an embedded store, and its admin port.
 pub struct Running {
     child: Child,
-    admin: u16,
+    pub admin: u16,
     folder: tempfile::TempDir,
 }
 
