@@ -21,6 +21,10 @@ const SEARCH_SOURCES: [&str; 3] = ["http", "kafka", "cli"];
 const SEARCH_OUTCOMES: [&str; 4] = ["ok", "rejected", "overloaded", "unavailable"];
 /// Labels of `standing_registrations_total`.
 const REGISTRATION_OUTCOMES: [&str; 4] = ["registered", "removed", "rejected", "over_limit"];
+/// A kind of announcement: a match of a standing topic.
+pub const MATCH: &str = "match";
+/// A kind of announcement: a post that moderation is told of.
+pub const MODERATION: &str = "moderation";
 /// Labels of `kafka_errors_total`.
 const KAFKA_ERRORS: [&str; 5] = ["connection", "tls", "authentication", "authorization", "other"];
 /// Labels of `stage_seconds`; the last two are of the embedded store.
@@ -107,14 +111,21 @@ pub struct Metrics {
     pub kafka_errors: IntCounterVec,
     /// Offset commits that failed for now.
     pub commits_failed: IntCounter,
-    /// Standing topics known to this process.
+    /// Standing topics in force in this process.
     pub standing_topics: IntGauge,
+    /// Standing topics that are ignored: `ingest.max_standing_topics` were registered before them.
+    pub standing_topics_over_limit: IntGauge,
     /// Records of standing topics read, by what they did: `registered`, `removed`, `rejected`, `over_limit`.
     pub standing_registrations: IntCounterVec,
     /// Matches of standing topics, acknowledged by the broker.
     pub standing_matches: IntCounter,
     /// Matches beyond `ingest.max_matches_per_post`, which nobody is told of.
     pub standing_matches_cut: IntCounter,
+    /// Announcements (`match`, `moderation`) that their topics take only without caption and author; acknowledged.
+    pub announcements_shortened: IntCounterVec,
+    /// Announcements that nobody was told of, by kind (`match`, `moderation`) and reason (`too_large`: even without caption
+    /// and author, for the topic).
+    pub announcements_given_up: IntCounterVec,
     /// Labels that stored posts carry, by label ("set/label"): as many as the configuration has.
     pub posts_labelled: IntCounterVec,
     /// Stored posts that carry a label of a moderation set, by set and action (`flag`, `hide`, `route`).
@@ -223,7 +234,11 @@ impl Metrics {
             ),
             kafka_errors: make.counters("kafka_errors_total", "Errors that consumers got from the brokers.", &["kind"]),
             commits_failed: make.counter("commits_failed_total", "Offset commits that failed for now; tried again."),
-            standing_topics: make.int_gauge("standing_topics", "Standing topics known to this process."),
+            standing_topics: make.int_gauge("standing_topics", "Standing topics in force in this process."),
+            standing_topics_over_limit: make.int_gauge(
+                "standing_topics_over_limit",
+                "Standing topics that are ignored: ingest.max_standing_topics were registered before them.",
+            ),
             standing_registrations: make.counters(
                 "standing_registrations_total",
                 "Records of standing topics that were read, by what they did.",
@@ -236,6 +251,16 @@ impl Metrics {
             standing_matches_cut: make.counter(
                 "standing_matches_cut_total",
                 "Matches beyond ingest.max_matches_per_post, which nobody is told of.",
+            ),
+            announcements_shortened: make.counters(
+                "announcements_shortened_total",
+                "Announcements of posts that their topics take only without caption and author.",
+                &["kind"],
+            ),
+            announcements_given_up: make.counters(
+                "announcements_given_up_total",
+                "Announcements of posts that nobody was told of.",
+                &["kind", "reason"],
             ),
             posts_labelled: make.counters("posts_labelled_total", "Labels of posts that were stored.", &["label"]),
             posts_moderated: make.counters(
@@ -322,6 +347,10 @@ impl Metrics {
         }
         for reason in REDIRECTIONS {
             self.replies_redirected.with_label_values(&[reason]);
+        }
+        for kind in [MATCH, MODERATION] {
+            self.announcements_shortened.with_label_values(&[kind]);
+            self.announcements_given_up.with_label_values(&[kind, Reason::TooLarge.as_str()]);
         }
         for source in SEARCH_SOURCES {
             for outcome in SEARCH_OUTCOMES {

@@ -1,7 +1,7 @@
 //! What others are told of a post that is stored: the standing topics that it matches, and that moderation is to look at it.
 //!
 //! Told before the post is settled: after a crash in between, the post comes again and so does what was told of it, with the
-//! same topic, post and version.
+//! same topic, post and version. What is too large for its topic is told in short, and given up where that is too large too.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,27 +18,76 @@ use crate::encode::encoder::Encoder;
 use crate::error::{Fault, Outage};
 use crate::ingest::outage::OutageLog;
 use crate::ingest::prepare::Prepared;
+use crate::ingest::progress::Progress;
 use crate::kafka::{Cleanup, Producer, create_absent};
 use crate::labels::{Moderation, Routed, Verdict};
-use crate::metrics::Metrics;
+use crate::metrics::{MATCH, MODERATION, Metrics};
 use crate::standing::matrix::Matches;
 use crate::standing::watch::Candidate;
 use crate::standing::{self, Match, Watch};
 use crate::store::{Outcome, Point, Write};
+use crate::text::escaped;
 
 /// Messages that wait for their acknowledgement, for each batch: each holds a copy of its post's caption.
 const SENDING: usize = 256;
+
+/// Characters of an id that a line of log repeats: all that it may have.
+const SHOWN: usize = 512;
 
 /// Tells others of stored posts.
 pub struct Announcer {
     /// `None`: there are no standing topics here.
     watch: Option<Watch>,
-    matches_topic: String,
-    moderation_topic: String,
+    matches: Channel,
+    moderation: Channel,
     producer: Producer,
     retry: (Duration, Duration),
     metrics: Arc<Metrics>,
+}
+
+/// Where announcements of a kind go.
+struct Channel {
+    topic: String,
     outage: OutageLog,
+}
+
+/// What others are told.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Told {
+    Match(Match),
+    Routed(Routed),
+}
+
+impl Told {
+    fn kind(&self) -> &'static str {
+        match self {
+            Told::Match(_) => MATCH,
+            Told::Routed(_) => MODERATION,
+        }
+    }
+
+    /// The message's key.
+    fn key(&self) -> &str {
+        match self {
+            Told::Match(found) => &found.topic_id,
+            Told::Routed(routed) => &routed.post_id,
+        }
+    }
+
+    fn post_id(&self) -> &str {
+        match self {
+            Told::Match(found) => &found.post_id,
+            Told::Routed(routed) => &routed.post_id,
+        }
+    }
+
+    fn shorten(&mut self) {
+        match self {
+            Told::Match(found) => found.shorten(),
+            Told::Routed(routed) => routed.shorten(),
+        }
+    }
 }
 
 impl Announcer {
@@ -47,7 +96,7 @@ impl Announcer {
     ///
     /// # Errors
     /// The standing topics cannot be read.
-    pub async fn start(config: &Config, encoder: &Encoder, metrics: Arc<Metrics>, outage: OutageLog) -> Result<Self> {
+    pub async fn start(config: &Config, encoder: &Encoder, metrics: Arc<Metrics>, progress: &Progress) -> Result<Self> {
         let kafka = &config.kafka;
         let watch = match kafka.standing_topic.is_empty() {
             true => None,
@@ -61,17 +110,16 @@ impl Announcer {
         }
         Ok(Self {
             watch,
-            matches_topic: kafka.matches_topic.clone(),
-            moderation_topic: kafka.moderation_topic.clone(),
+            matches: Channel { topic: kafka.matches_topic.clone(), outage: progress.matches.clone() },
+            moderation: Channel { topic: kafka.moderation_topic.clone(), outage: progress.moderation.clone() },
             producer: Producer::new(kafka)?,
             retry: (config.ingest.retry_first, config.ingest.retry_max),
             metrics,
-            outage,
         })
     }
 
-    /// Tells of the writes that were applied; returns when the brokers have acknowledged all of it. An outage of the brokers
-    /// only delays. Posts that moderation hides are shown to nobody, so they match nothing.
+    /// Tells of the writes that were applied; returns when the brokers have acknowledged all of it, or refused its size. An
+    /// outage of the brokers only delays. Posts that moderation hides are shown to nobody, so they match nothing.
     ///
     /// # Errors
     /// [`Fault::Fatal`]: the runtime ends.
@@ -96,24 +144,19 @@ impl Announcer {
             while sending.len() >= SENDING {
                 sending.next().await;
             }
-            let told = Routed::new(point, verdict, now);
-            sending.push(self.send(&self.moderation_topic, told.post_id.clone(), serialised(&told)));
+            sending.push(self.tell(&self.moderation, Told::Routed(Routed::new(point, verdict, now))));
         }
-        let mut told_matches = 0;
         for (point, Matches { found, cut }) in shown.into_iter().zip(matches) {
             self.metrics.standing_matches_cut.inc_by(cut as u64);
-            told_matches += found.len() as u64;
             for found in found {
                 while sending.len() >= SENDING {
                     sending.next().await;
                 }
-                let told = Match::new(&found, point, now);
-                sending.push(self.send(&self.matches_topic, told.topic_id.clone(), serialised(&told)));
+                sending.push(self.tell(&self.matches, Told::Match(Match::new(&found, point, now))));
             }
         }
         if !sending.is_empty() {
             sending.collect::<()>().await;
-            self.metrics.standing_matches.inc_by(told_matches);
             self.metrics.stage_seconds.with_label_values(&["announce"]).observe(started.elapsed().as_secs_f64());
         }
         Ok(())
@@ -147,15 +190,50 @@ impl Announcer {
     }
 
     /// Sends until the brokers have acknowledged it: also where a person must act first, for nothing that is told may be
-    /// lost. Meanwhile `/readyz` says what with.
-    async fn send(&self, topic: &str, key: String, value: Vec<u8>) {
+    /// lost. Meanwhile `/readyz` says what with. The one end without that: its short form is too large as well, and waiting
+    /// would hold up its partition for what others are only told of.
+    async fn tell(&self, channel: &Channel, mut told: Told) {
+        let Channel { topic, outage } = channel;
+        let (kind, key) = (told.kind(), told.key().to_owned());
+        let mut value = serialised(&told);
+        // The caption waits once.
+        told.shorten();
+        let mut is_whole = true;
         let mut backoff = Backoff::new(self.retry.0, self.retry.1);
-        while let Err(fault) = self.producer.send(topic, Some(key.as_bytes()), Some(&value), &[]).await {
-            self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
-            self.outage.failed(Outage::Broker, &fault.to_string());
-            tokio::time::sleep(backoff.next_delay()).await;
+        let is_told = loop {
+            match self.producer.send(topic, Some(key.as_bytes()), Some(&value), &[]).await {
+                Ok(_) => break true,
+                Err(Fault::Reject { .. }) if is_whole => {
+                    is_whole = false;
+                    value = serialised(&told);
+                }
+                Err(Fault::Reject { reason, detail }) => {
+                    tracing::error!(
+                        topic,
+                        "others are not told of post {} (key {}), whose announcement is too large even without caption and \
+                         author: {detail}",
+                        escaped(told.post_id().as_bytes(), SHOWN),
+                        escaped(key.as_bytes(), SHOWN)
+                    );
+                    self.metrics.announcements_given_up.with_label_values(&[kind, reason.as_str()]).inc();
+                    break false;
+                }
+                Err(fault) => {
+                    self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
+                    outage.failed(Outage::Broker, &fault.to_string());
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        };
+        // A size that is refused is an answer too.
+        outage.succeeded();
+        if is_told && !is_whole {
+            self.metrics.announcements_shortened.with_label_values(&[kind]).inc();
+            tracing::debug!(topic, post_id = told.post_id(), "told without caption and author, for the topic's limit");
         }
-        self.outage.succeeded();
+        if is_told && kind == MATCH {
+            self.metrics.standing_matches.inc();
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod announce;
 pub mod outage;
 pub mod patience;
 pub mod prepare;
+mod probe;
 pub mod progress;
 pub mod purge;
 pub mod write;
@@ -125,9 +126,10 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let IngestParts { encoder, store, metrics, consumer, progress } = parts;
     let prepared = async {
         let labeller = Labeller::start(&config.labels, &encoder).await?;
-        let announcer = Announcer::start(config, &encoder, metrics.clone(), progress.announcements.clone()).await?;
+        let announcer = Announcer::start(config, &encoder, metrics.clone(), &progress).await?;
         anyhow::Ok((labeller, announcer))
     };
+    let dimension = encoder.bundle.dimension;
     let (labeller, announcer) = tokio::select! {
         prepared = prepared => prepared?,
         // Thousands of standing topics take a while to be encoded.
@@ -137,7 +139,8 @@ pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToke
     let preparer = Arc::new(Preparer::new(encoder, labeller, config, metrics.clone())?);
     let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let (ingest, told) = (config.ingest.clone(), progress.clone());
-    let writer = Arc::new(Writer::new(store.clone(), dead_letters, announcer, ingest, metrics.clone(), told));
+    let writer = Writer::new(store.clone(), dead_letters, announcer, ingest, metrics.clone(), told, dimension);
+    let writer = Arc::new(writer);
     let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;

@@ -21,15 +21,18 @@ pub struct Progress {
     pub store: OutageLog,
     /// How the dead letters go.
     pub dead_letters: OutageLog,
-    /// How what others are told of posts goes.
-    pub announcements: OutageLog,
+    /// How the matches of standing topics go.
+    pub matches: OutageLog,
+    /// How what moderation is told of goes.
+    pub moderation: OutageLog,
 }
 
 impl Default for Progress {
     fn default() -> Self {
         let (store, dead_letters) = (OutageLog::new("the store"), OutageLog::new("the dead-letter topic"));
-        let announcements = OutageLog::new("telling others of posts (kafka.matches_topic, kafka.moderation_topic)");
-        Self { moved: Arc::default(), store, dead_letters, announcements }
+        let matches = OutageLog::new("telling of matches (kafka.matches_topic)");
+        let moderation = OutageLog::new("telling moderation of posts (kafka.moderation_topic)");
+        Self { moved: Arc::default(), store, dead_letters, matches, moderation }
     }
 }
 
@@ -50,12 +53,13 @@ impl Progress {
     /// Whether the pipe moves, or has nothing to do.
     ///
     /// # Errors
-    /// Writes, dead letters or announcements fail for now: what with. Or nothing has been settled for two minutes although posts are in
-    /// flight: how many, and where they wait.
+    /// Writes, dead letters, matches or what moderation is told fail for now: what with. Or nothing has been settled for two
+    /// minutes although posts are in flight: how many, and where they wait.
     pub fn ready(&self, metrics: &Metrics) -> Result<()> {
         self.store.ready()?;
         self.dead_letters.ready()?;
-        self.announcements.ready()?;
+        self.matches.ready()?;
+        self.moderation.ready()?;
         self.ready_at(metrics, Instant::now())
     }
 

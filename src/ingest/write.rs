@@ -1,12 +1,11 @@
 //! Writes go to the store in batches; a message is settled when its write is durable or its dead letter acknowledged.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use chrono::Utc;
 use prometheus::IntGauge;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -14,14 +13,12 @@ use crate::backoff::Backoff;
 use crate::error::{Fault, Outage, Reason};
 use crate::ingest::announce::Announcer;
 use crate::ingest::prepare::Prepared;
+use crate::ingest::probe::{Probe, Probed};
 use crate::ingest::progress::Progress;
 use crate::ingest::{IngestConfig, flatten, give_up_on};
 use crate::kafka::{DeadLetters, Envelope, SendFault};
 use crate::metrics::Metrics;
 use crate::store::{Outcome, SharedStore, Write};
-
-/// Single posts that the store rejects in a row, with not one success between them: then no post is at fault.
-const MAX_REJECTS_IN_A_ROW: usize = 32;
 
 /// A message with what it asks for.
 pub struct Pending {
@@ -49,14 +46,15 @@ pub struct Writer {
     config: IngestConfig,
     metrics: Arc<Metrics>,
     progress: Progress,
-    rejects_in_a_row: AtomicUsize,
+    /// One at a time, so that each is newer than those before.
+    probe: Mutex<Probe>,
 }
 
 /// What a task of the stage leaves to be done.
 type Written = Result<Vec<Rejected>, Fault>;
 
 impl Writer {
-    /// A writer; `config` has batch sizes and back-off, `progress` is told of outages.
+    /// A writer; `config` has batch sizes and back-off, `progress` is told of outages, vectors have `dimension` values.
     pub fn new(
         store: SharedStore,
         dead_letters: DeadLetters,
@@ -64,8 +62,10 @@ impl Writer {
         config: IngestConfig,
         metrics: Arc<Metrics>,
         progress: Progress,
+        dimension: usize,
     ) -> Self {
-        Self { store, dead_letters, announcer, config, metrics, progress, rejects_in_a_row: AtomicUsize::new(0) }
+        let probe = Mutex::new(Probe::new(dimension));
+        Self { store, dead_letters, announcer, config, metrics, progress, probe }
     }
 
     /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty, or
@@ -150,44 +150,40 @@ impl Writer {
 
     /// Writes a batch, then tells others of it, which holds up no other write: `place` is a place among the writes. Gives the
     /// posts that the store rejects, and those whose pictures lack.
+    ///
+    /// A fatal fault ends it at once, before anything is told or settled: the telling could wait for ever, and all of the
+    /// batch comes again.
     async fn write<P>(&self, batch: Vec<Pending>, place: P) -> Written {
-        let (mut written, mut rejected) = (Vec::new(), Vec::new());
-        let ended = self.write_all(batch, &mut written, &mut rejected).await;
+        let (written, mut rejected) = self.write_all(batch).await?;
         drop(place);
         let writes = written.iter().map(|(done, outcome)| (&done.prepared, *outcome)).collect::<Vec<_>>();
         self.announcer.announce(&writes).await?;
         rejected.extend(written.into_iter().filter_map(|(done, outcome)| self.settle(done, outcome)));
-        ended.map(|()| rejected)
+        Ok(rejected)
     }
 
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the
-    /// write at fault stands alone.
-    async fn write_all(
-        &self,
-        batch: Vec<Pending>,
-        written: &mut Vec<(Pending, Outcome)>,
-        all_rejected: &mut Vec<Rejected>,
-    ) -> Result<(), Fault> {
+    /// write at fault stands alone. However many are at fault, all others are written.
+    async fn write_all(&self, batch: Vec<Pending>) -> Result<(Vec<(Pending, Outcome)>, Vec<Rejected>), Fault> {
+        let (mut written, mut rejected) = (Vec::with_capacity(batch.len()), Vec::new());
+        // Once a batch: what the store takes now, it most likely took all the time.
+        let mut probed = None;
         let mut stack = vec![batch];
         while let Some(mut batch) = stack.pop() {
-            match self.write_or_wait(&batch).await {
-                Ok(outcomes) => {
-                    self.rejects_in_a_row.store(0, Ordering::Relaxed);
-                    written.extend(batch.into_iter().zip(outcomes));
-                }
+            let writes = || batch.iter().map(|pending| pending.prepared.write.clone()).collect();
+            match self.write_or_wait(writes).await {
+                Ok(outcomes) => written.extend(batch.into_iter().zip(outcomes)),
                 Err(Fault::Reject { .. }) if batch.len() > 1 => {
                     let right = batch.split_off(batch.len() / 2);
                     stack.extend([right, batch]);
                 }
                 Err(Fault::Reject { reason, detail }) => {
-                    let in_a_row = self.rejects_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
-                    if in_a_row >= MAX_REJECTS_IN_A_ROW {
-                        return Err(Fault::fatal(format!(
-                            "the store rejected {in_a_row} posts in a row and took none, so it is not the posts: \
-                             {detail}; mend the collection, then replay the dead letters of reason {reason}"
-                        )));
-                    }
-                    all_rejected.extend(batch.into_iter().map(|Pending { envelope, .. }| {
+                    let probed = match &probed {
+                        Some(probed) => probed,
+                        None => probed.insert(self.probe_store().await?),
+                    };
+                    batch.iter().try_for_each(|pending| probed.blames(&pending.prepared.write))?;
+                    rejected.extend(batch.into_iter().map(|Pending { envelope, .. }| {
                         let detail = detail.clone();
                         Rejected { envelope, reason, detail }
                     }));
@@ -195,20 +191,33 @@ impl Writer {
                 Err(fault) => return Err(fault),
             }
         }
-        Ok(())
+        Ok((written, rejected))
     }
 
-    async fn write_or_wait(&self, batch: &[Pending]) -> Result<Vec<Outcome>, Fault> {
+    /// Whether the store takes a post, and a deletion, that nothing is wrong with.
+    async fn probe_store(&self) -> Result<Probed, Fault> {
+        let mut probe = self.probe.lock().await;
+        let [post, deletion] = probe.writes();
+        let rejected = async |write: Write| match self.write_or_wait(|| vec![write.clone()]).await {
+            Ok(_) => Ok(None),
+            Err(Fault::Reject { detail, .. }) => Ok(Some(detail)),
+            Err(fault) => Err(fault),
+        };
+        Ok(Probed { post: rejected(post).await?, deletion: rejected(deletion).await? })
+    }
+
+    async fn write_or_wait(&self, writes: impl Fn() -> Vec<Write>) -> Result<Vec<Outcome>, Fault> {
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
         loop {
-            let started = Instant::now();
-            let written = self.store.write(batch.iter().map(|pending| pending.prepared.write.clone()).collect()).await;
+            let (started, writes) = (Instant::now(), writes());
+            let count = writes.len() as u64;
+            let written = self.store.write(writes).await;
             self.metrics.stage_seconds.with_label_values(&["write"]).observe(started.elapsed().as_secs_f64());
             let Err(Fault::Retry { outage, detail, after }) = written else {
                 self.progress.store.succeeded();
                 return written;
             };
-            self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(batch.len() as u64);
+            self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(count);
             self.progress.store.failed(outage, &detail);
             tokio::time::sleep(after.unwrap_or_default().max(backoff.next_delay())).await;
         }

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
 
 pub use self::letter::Letter;
 use super::KafkaConfig;
 use super::envelope::Envelope;
-use super::producer::{Producer, cannot_write};
+use super::producer::{Producer, cannot_write, is_too_large};
 use super::scan::Scan;
 use crate::error::{Fault, Reason};
 use crate::metrics::Metrics;
@@ -103,7 +103,7 @@ impl DeadLetters {
     }
 
     fn fault(&self, envelope: &Envelope, error: &KafkaError) -> SendFault {
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::MessageSizeTooLarge) {
+        if !is_too_large(error) {
             return SendFault::Outage(cannot_write(&self.topic, error));
         }
         let (topic, position) = (&self.topic, &envelope.position);

@@ -1,6 +1,6 @@
 //! An acknowledged producer: a message counts as sent when all in-sync replicas have it.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,9 +19,20 @@ const PROPAGATION: Duration = Duration::from_secs(2);
 /// Sends messages one by one; many sends may be under way at a time, and librdkafka batches them.
 pub struct Producer {
     config: KafkaConfig,
-    // librdkafka's idempotent producer can fail for good (a broker that lost its state): then it is made anew.
-    client: RwLock<FutureProducer<ProducerCallbacks>>,
     callbacks: ProducerCallbacks,
+    batching: Client,
+    /// Sends each message in a batch of its own; made when it is needed first.
+    alone: OnceLock<Option<Client>>,
+}
+
+/// A message on its way.
+#[derive(Clone, Copy)]
+struct Outgoing<'a> {
+    topic: &'a str,
+    partition: Option<i32>,
+    key: Option<&'a [u8]>,
+    payload: Option<&'a [u8]>,
+    headers: &'a [(String, Option<Vec<u8>>)],
 }
 
 impl Producer {
@@ -31,8 +42,8 @@ impl Producer {
     /// [`Fault::Fatal`] for a configuration that librdkafka refuses.
     pub fn new(config: &KafkaConfig) -> Result<Self, Fault> {
         let callbacks = ProducerCallbacks::new(config);
-        let client = RwLock::new(make(config, &callbacks)?);
-        Ok(Self { config: config.clone(), client, callbacks })
+        let batching = Client::new(config.clone(), callbacks.clone())?;
+        Ok(Self { config: config.clone(), callbacks, batching, alone: OnceLock::new() })
     }
 
     /// As [`Self::new`], for topics that nobody here answers for: a message that is not acknowledged within `patience` is given
@@ -69,10 +80,6 @@ impl Producer {
     }
 
     /// `partition` `None`: by the key.
-    ///
-    /// Twice in the topic where it is not sure that it is there once: a broker says "sent before", and not where, after an
-    /// acknowledgement that was lost, but on a partition that is new to it also of a message that it refused, for it took
-    /// a later one first (KAFKA-15591). librdkafka takes both for an acknowledgement.
     pub(super) async fn deliver(
         &self,
         topic: &str,
@@ -81,23 +88,62 @@ impl Producer {
         payload: Option<&[u8]>,
         headers: &[(String, Option<Vec<u8>>)],
     ) -> Result<Delivery, KafkaError> {
-        loop {
-            let delivery = self.deliver_once(topic, partition, key, payload, headers).await?;
-            if delivery.offset >= 0 {
-                return Ok(delivery);
-            }
-            tracing::debug!(topic, partition = delivery.partition, "acknowledged without an offset; sent again");
+        let message = Outgoing { topic, partition, key, payload, headers };
+        match self.batching.deliver(message).await {
+            // Brokers measure batches against the limit of the topic, and refuse each message of one that is too large.
+            // librdkafka does not split it, as KIP-126 has producers do.
+            Err(error) if is_too_large(&error) => match self.alone() {
+                Some(alone) => alone.deliver(message).await,
+                None => Err(error),
+            },
+            delivered => delivered,
         }
     }
 
-    async fn deliver_once(
-        &self,
-        topic: &str,
-        partition: Option<i32>,
-        key: Option<&[u8]>,
-        payload: Option<&[u8]>,
-        headers: &[(String, Option<Vec<u8>>)],
-    ) -> Result<Delivery, KafkaError> {
+    fn alone(&self) -> Option<&Client> {
+        let make = || {
+            let mut config = self.config.clone();
+            config.properties.insert("batch.num.messages".to_owned(), "1".to_owned());
+            let made = Client::new(config, self.callbacks.clone());
+            made.inspect_err(|fault| tracing::error!(%fault, "no kafka producer of single messages can be made")).ok()
+        };
+        self.alone.get_or_init(make).as_ref()
+    }
+}
+
+/// A client of librdkafka, as long as it works.
+struct Client {
+    config: KafkaConfig,
+    // librdkafka's idempotent producer can fail for good (a broker that lost its state): then it is made anew.
+    producer: RwLock<FutureProducer<ProducerCallbacks>>,
+    callbacks: ProducerCallbacks,
+}
+
+impl Client {
+    fn new(config: KafkaConfig, callbacks: ProducerCallbacks) -> Result<Self, Fault> {
+        let producer = RwLock::new(make(&config, &callbacks)?);
+        Ok(Self { config, producer, callbacks })
+    }
+
+    /// Twice in the topic where it is not sure that it is there once: a broker says "sent before", and not where, after an
+    /// acknowledgement that was lost, but on a partition that is new to it also of a message that it refused, for it took
+    /// a later one first (KAFKA-15591). librdkafka takes both for an acknowledgement.
+    async fn deliver(&self, message: Outgoing<'_>) -> Result<Delivery, KafkaError> {
+        loop {
+            let delivery = self.deliver_once(message).await?;
+            if delivery.offset >= 0 {
+                return Ok(delivery);
+            }
+            tracing::debug!(
+                topic = message.topic,
+                partition = delivery.partition,
+                "acknowledged without an offset; sent again"
+            );
+        }
+    }
+
+    async fn deliver_once(&self, message: Outgoing<'_>) -> Result<Delivery, KafkaError> {
+        let Outgoing { topic, partition, key, payload, headers } = message;
         let mut record = FutureRecord::<[u8], [u8]>::to(topic);
         record.partition = partition;
         record.key = key;
@@ -108,14 +154,14 @@ impl Producer {
             });
             record = record.headers(list);
         }
-        let client = self.client();
-        match client.send(record, SEND_TIMEOUT).await {
+        let producer = self.producer();
+        match producer.send(record, SEND_TIMEOUT).await {
             Ok(delivery) => {
                 self.callbacks.delivered();
                 Ok(delivery)
             }
             Err((error, _)) => {
-                if client.client().fatal_error().is_some() {
+                if producer.client().fatal_error().is_some() {
                     self.make_anew();
                 }
                 Err(error)
@@ -123,17 +169,17 @@ impl Producer {
         }
     }
 
-    fn client(&self) -> FutureProducer<ProducerCallbacks> {
-        self.client.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn producer(&self) -> FutureProducer<ProducerCallbacks> {
+        self.producer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn make_anew(&self) {
-        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         // Several senders may have met the same failure: the first of them replaces the producer.
-        if let Some((_, reason)) = client.client().fatal_error() {
+        if let Some((_, reason)) = producer.client().fatal_error() {
             tracing::warn!(reason, "the kafka producer failed for good and is made anew");
             match make(&self.config, &self.callbacks) {
-                Ok(fresh) => *client = fresh,
+                Ok(fresh) => *producer = fresh,
                 Err(fault) => tracing::error!(%fault, "the kafka producer could not be made anew"),
             }
         }
@@ -146,16 +192,23 @@ fn make(config: &KafkaConfig, callbacks: &ProducerCallbacks) -> Result<FuturePro
 
 /// What the error of [`Producer::deliver`] means to who sends: [`Producer::send`].
 pub(super) fn fault_of_send(topic: &str, bytes: usize, error: &KafkaError) -> Fault {
+    if is_too_large(error) {
+        let detail = format!(
+            "a message of {bytes} bytes is larger than topic {topic} takes; raise max.message.bytes of the topic, and \
+             message.max.bytes where kafka.properties sets it"
+        );
+        return Fault::reject(Reason::TooLarge, detail);
+    }
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge) => Fault::reject(
-            Reason::TooLarge,
-            format!(
-                "a message of {bytes} bytes is larger than topic {topic} takes; raise max.message.bytes of the topic"
-            ),
-        ),
         Some(code) if needs_a_person(code) => Fault::fatal(cannot_write(topic, error)),
         _ => Fault::retry(Outage::Broker, cannot_write(topic, error)),
     }
+}
+
+/// Whether the brokers, or librdkafka by its own limit, refuse the size.
+pub(super) fn is_too_large(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{MessageBatchTooLarge, MessageSizeTooLarge};
+    matches!(error.rdkafka_error_code(), Some(MessageSizeTooLarge | MessageBatchTooLarge))
 }
 
 pub(super) fn cannot_write(topic: &str, error: &KafkaError) -> String {

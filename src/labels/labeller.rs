@@ -114,6 +114,9 @@ pub struct Routed {
     pub source: Origin,
     /// When it was labelled.
     pub moderated_at: DateTime<Utc>,
+    /// The topic does not take it with caption, author and image, so these are left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shortened: bool,
 }
 
 /// A label and its probability.
@@ -140,6 +143,13 @@ impl Routed {
             version: point.order.number(),
             source: point.order.source.clone(),
             moderated_at,
+            shortened: false,
         }
+    }
+
+    /// Leaves out what may be large and is not needed to find the post.
+    pub fn shorten(&mut self) {
+        (self.caption, self.author, self.image) = (Value::Null, Value::Null, Value::Null);
+        self.shortened = true;
     }
 }

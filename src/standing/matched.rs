@@ -30,6 +30,9 @@ pub struct Match {
     pub matched_at: DateTime<Utc>,
     /// The post's version, or the offset of its message where it has none, as the store keeps it.
     pub version: u64,
+    /// The topic of matches does not take it with caption and author, so these are left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shortened: bool,
 }
 
 impl Match {
@@ -47,6 +50,12 @@ impl Match {
             created_at: text("created_at"),
             matched_at,
             version: point.order.number(),
+            shortened: false,
         }
+    }
+
+    /// Leaves out what may be large and is not needed to find the post.
+    pub fn shorten(&mut self) {
+        (self.caption, self.author, self.shortened) = (None, None, true);
     }
 }

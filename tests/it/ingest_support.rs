@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use feedlens::config::{Config, Overrides};
 use feedlens::encode::encoder::Encoder;
 use feedlens::error::Fault;
+use feedlens::ingest::progress::Progress;
 use feedlens::ingest::{self, IngestParts};
 use feedlens::kafka::{EmbeddedBroker, Envelope, Producer};
 use feedlens::metrics::Metrics;
@@ -38,6 +39,7 @@ pub struct Bench {
 /// A running ingest worker.
 pub struct Worker {
     pub metrics: Arc<Metrics>,
+    pub progress: Progress,
     pub stop: CancellationToken,
     pub running: JoinHandle<anyhow::Result<()>>,
 }
@@ -71,16 +73,17 @@ impl Bench {
 
     pub fn work_with(&self, store: SharedStore) -> Worker {
         let (metrics, stop) = (Arc::new(Metrics::new()), CancellationToken::new());
+        let progress = Progress::default();
         let parts = IngestParts {
             encoder: self.encoder.clone(),
             store,
             metrics: metrics.clone(),
             consumer: Default::default(),
-            progress: Default::default(),
+            progress: progress.clone(),
         };
         let (config, token) = (self.config.clone(), stop.clone());
         let running = tokio::spawn(async move { ingest::run(&config, parts, token).await });
-        Worker { metrics, stop, running }
+        Worker { metrics, progress, stop, running }
     }
 
     pub async fn send(&self, key: &str, value: Option<&[u8]>) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod announcements;
 mod api;
 mod binary;
 mod browser;

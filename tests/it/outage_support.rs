@@ -125,6 +125,11 @@ impl Feed {
         assert_eq!(letters, 0, "nothing is dead-lettered for an outage");
     }
 
+    /// How many there are.
+    pub fn dead_letters(&self) -> i64 {
+        dead_letters(&self.broker.bootstrap())
+    }
+
     /// The store, opened without a worker, holds each post once as it was sent, and nothing else.
     pub async fn is_all_there(&self) {
         let mut set = vec![format!("model.dir={}", root().join("models/small").display())];

@@ -9,8 +9,9 @@ use chrono::DateTime;
 use feedlens::error::{Fault, Reason};
 use feedlens::ingest;
 use feedlens::kafka::Producer;
+use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
-use feedlens::store::{Order, Origin, Tombstone, Write};
+use feedlens::store::{self, ModelStamp, Order, Origin, Tombstone, Write};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -18,10 +19,11 @@ use tokio::sync::Semaphore;
 use crate::ingest_support::{Bench, Gate, Worker};
 use crate::kafka_support::{PATIENCE, config, wait_until};
 use crate::pipeline::picture;
+use crate::store_support;
 
 impl Worker {
     /// How the worker ends by itself.
-    async fn ends(self) -> anyhow::Error {
+    pub async fn ends(self) -> anyhow::Error {
         let ended = tokio::time::timeout(PATIENCE, self.running).await.expect("it ends by itself");
         ended.expect("no panic").expect_err("it failed")
     }
@@ -141,8 +143,43 @@ async fn a_store_that_takes_no_post_at_all_ends_the_worker() {
         bench.post(&format!("p{index}"), "海边的日落").await;
     }
     let error = format!("{:#}", worker.ends().await);
-    assert!(error.contains("in a row") && error.contains("wrong dimension"), "{error}");
-    assert!(ingest::progress::dead_lettered(&metrics) < 32, "the rest comes again when the store is mended");
+    assert!(error.contains("it is not the posts") && error.contains("wrong dimension"), "{error}");
+    assert_eq!(ingest::progress::dead_lettered(&metrics), 0, "all of them come again when the store is mended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_number_of_posts_that_the_store_rejects_are_dead_letters_and_take_no_other_along() {
+    let bench = Bench::new(&["ingest.max_inflight_posts=240"]).await;
+    many_rejected_posts(bench).await;
+    let Some(stores) = store_support::Bench::server() else { return };
+    let mut bench = Bench::new(&["ingest.max_inflight_posts=240"]).await;
+    let (model, dimension) = (bench.encoder.bundle.id.clone(), bench.encoder.bundle.dimension);
+    bench.store = store::open(&stores.config, &ModelStamp { model, dimension }, &Metrics::new()).await.expect("opens");
+    many_rejected_posts(bench).await;
+}
+
+async fn many_rejected_posts(bench: Bench) {
+    // More than any batch has, one behind the other; then others among good ones.
+    let bad = |index: usize| index < 150 || index % 3 == 0;
+    let posts = 240;
+    let refused = (0..posts).filter(|index| bad(*index)).map(|index| point_id(&format!("p{index}")));
+    let refused = refused.collect::<Vec<_>>();
+    let count = refused.len();
+    let store = Gate::before(&bench, move |ids| {
+        let rejected = ids.iter().any(|id| refused.contains(id));
+        async move { if rejected { Err(Fault::reject(Reason::StoreRejected, "not this one")) } else { Ok(()) } }
+    });
+    for index in 0..posts {
+        bench.post(&format!("p{index}"), "海边的日落").await;
+    }
+    let worker = bench.work_with(store);
+    worker.wait_for(posts as u64).await;
+    assert_eq!(worker.metrics.posts_dead_lettered.with_label_values(&["store_rejected"]).get(), count as u64);
+    assert_eq!(ingest::progress::dead_lettered(&worker.metrics), count as u64);
+    assert_eq!(worker.metrics.posts_indexed.get(), (posts - count) as u64);
+    let stored = bench.store.count().await.expect("counts");
+    assert_eq!(stored, (posts - count) as u64, "what the worker tried the store with is no post");
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

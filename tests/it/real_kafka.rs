@@ -286,3 +286,19 @@ async fn a_topic_that_does_not_exist_is_named() {
     let report = source.stop(Duration::from_secs(20)).await.expect("stops");
     assert!(report.committed);
 }
+
+/// Brokers measure batches against the limit of the topic, and librdkafka does not split them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_too_large_together_are_acknowledged_each() {
+    let Some(config) = real_broker("together") else { return };
+    let topic = &config.posts_topic;
+    create_topic(&config, topic, 1, &[("max.message.bytes", "4000")]).await;
+    let producer = Producer::new(&config).expect("a producer");
+    let payload = vec![b'x'; 1_000];
+    let sends = (0..50).map(|_| producer.send(topic, Some(b"key"), Some(&payload), &[]));
+    for sent in futures::future::join_all(sends).await {
+        sent.expect("acknowledged");
+    }
+    let refused = producer.send(topic, Some(b"key"), Some(&[b'x'; 5_000]), &[]).await;
+    assert!(matches!(refused, Err(Fault::Reject { reason: Reason::TooLarge, .. })), "{refused:?}");
+}

@@ -119,3 +119,23 @@ async fn a_collection_that_is_deleted_ends_the_worker_with_a_sentence() {
     let last = log.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.starts_with("feedlens: ") && last.contains("the collection is gone"), "{log}");
 }
+
+/// With a limit that no post fits into.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_rejects_every_post_ends_the_worker_without_a_dead_letter() {
+    let Some(server) = start("", None).await else { return };
+    let mut feed = feed_to(&server);
+    let mut running = feed.worker(&[]);
+    feed.send(200).await;
+    feed.indexed(&mut running).await;
+    let client = client(&server);
+    let strict = StrictModeConfigBuilder::default().enabled(true).upsert_max_batchsize(0);
+    let update = UpdateCollectionBuilder::new(collection(&client).await).strict_mode_config(strict);
+    client.update_collection(update).await.expect("updates");
+    feed.send(200).await;
+    wait_until("the worker to end", async || running.has_ended()).await;
+    let (code, log) = running.end();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(code == Some(1) && last.starts_with("feedlens: ") && last.contains("it is not the posts"), "{log}");
+    assert_eq!(feed.dead_letters(), 0, "all of them come again");
+}
