@@ -48,7 +48,7 @@ impl Directory {
                 let mut list = this.lock();
                 super::apply(&mut list.registry, &record, &metrics);
                 list.topics = None;
-                metrics.standing_topics.set(list.registry.len() as i64);
+                super::tell(&list.registry, &metrics);
             }
             match record {
                 Followed::Message(message) => {
@@ -72,13 +72,18 @@ impl Directory {
         let _ = complete.wait_for(|complete| *complete).await;
     }
 
-    /// All topics, by their ids; shared with all who ask until the next change.
+    /// All topics in force, by their ids; shared with all who ask until the next change.
     pub fn topics(&self) -> Arc<[Arc<Registration>]> {
         let List { registry, topics } = &mut *self.lock();
-        Arc::clone(topics.get_or_insert_with(|| registry.topics().cloned().collect()))
+        let by_id = || {
+            let mut topics = registry.topics().cloned().collect::<Vec<_>>();
+            topics.sort_unstable_by(|left, right| left.topic_id.cmp(&right.topic_id));
+            topics.into()
+        };
+        Arc::clone(topics.get_or_insert_with(by_id))
     }
 
-    /// The topic of this id.
+    /// The topic of this id, if it is in force.
     pub fn get(&self, topic_id: &str) -> Option<Arc<Registration>> {
         self.lock().registry.get(topic_id).cloned()
     }

@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::error::Fault;
 use crate::kafka::{Begin, Cleanup, Followed, KafkaConfig, create_absent};
 use crate::metrics::Metrics;
-use crate::standing::registry::{Change, Registry};
+use crate::standing::registry::{Applied, Change, Registry};
 
 /// Makes the topics of registrations and of matches, where they lack and the brokers let us.
 pub async fn create_topics(config: &Config) {
@@ -52,9 +52,15 @@ pub(crate) async fn follow(
     })
 }
 
+/// Tells how many topics there are.
+fn tell(registry: &Registry, metrics: &Metrics) {
+    metrics.standing_topics.set(registry.len() as i64);
+    metrics.standing_topics_over_limit.set(registry.over_limit() as i64);
+}
+
 /// Applies what was read to the registry, counts it and logs what is wrong with it. `None`: nothing was read.
-fn apply(registry: &mut Registry, followed: &Followed, metrics: &Metrics) -> Option<Change> {
-    let change = match followed {
+fn apply(registry: &mut Registry, followed: &Followed, metrics: &Metrics) -> Option<Applied> {
+    let applied = match followed {
         Followed::Message(message) => registry.apply(message.key.as_deref(), message.payload.as_deref()),
         Followed::TooLarge { key, bytes } => registry.reject(
             key.as_deref(),
@@ -62,17 +68,18 @@ fn apply(registry: &mut Registry, followed: &Followed, metrics: &Metrics) -> Opt
         ),
         Followed::UpToDate => return None,
     };
-    match &change {
-        Change::Rejected { id, reason } => tracing::warn!(
-            topic_id = crate::text::escaped(id.as_bytes(), 60),
+    let shown = |id: &str| crate::text::escaped(id.as_bytes(), 60);
+    match (&applied.change, &applied.leaves) {
+        (Change::Rejected { id, reason }, _) => tracing::warn!(
+            topic_id = shown(id),
             "a registration of a standing topic is no good and counts as removed: {reason}"
         ),
-        Change::OverLimit { id } => tracing::warn!(
-            topic_id = crate::text::escaped(id.as_bytes(), 60),
-            "a standing topic is ignored: there are ingest.max_standing_topics already"
+        (Change::OverLimit { id }, _) | (Change::Registered, Some(id)) => tracing::warn!(
+            topic_id = shown(id),
+            "a standing topic is ignored: ingest.max_standing_topics were registered before it"
         ),
-        Change::Registered(_) | Change::Removed(_) => {}
+        (Change::Registered | Change::Removed, _) => {}
     }
-    metrics.standing_registrations.with_label_values(&[change.outcome()]).inc();
-    Some(change)
+    metrics.standing_registrations.with_label_values(&[applied.change.outcome()]).inc();
+    Some(applied)
 }

@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::standing::follow;
 use crate::standing::matrix::{Matches, Thresholds, Topics, Vectors};
 use crate::standing::registration::{MAX_RECORD_BYTES, Registration};
-use crate::standing::registry::{Change, Registry};
+use crate::standing::registry::Registry;
 use crate::text::Language;
 
 /// Topics in the encoder at a time: two batches, so that none waits for the other to be filled.
@@ -133,7 +133,7 @@ impl Reader {
         loop {
             if encoding.is_empty() {
                 // What is registered is compared with.
-                self.metrics.standing_topics.set(self.registry.len() as i64);
+                super::tell(&self.registry, &self.metrics);
             }
             if is_up_to_date
                 && encoding.is_empty()
@@ -152,10 +152,11 @@ impl Reader {
                         return;
                     }
                     Some(Followed::UpToDate) => is_up_to_date = true,
-                    Some(record) => match super::apply(&mut self.registry, &record, &self.metrics) {
-                        Some(Change::Registered(topic)) => encoding.push(self.encode(topic)),
-                        Some(Change::Removed(id) | Change::Rejected { id, .. }) => self.take_out(&id).await,
-                        Some(Change::OverLimit { .. }) | None => {}
+                    Some(record) => if let Some(applied) = super::apply(&mut self.registry, &record, &self.metrics) {
+                        if let Some(id) = applied.leaves {
+                            self.take_out(&id).await;
+                        }
+                        encoding.extend(applied.enters.map(|topic| self.encode(topic)));
                     }
                 },
                 _ = ticks.tick(), if self.ready.is_some() => tracing::info!(

@@ -1,7 +1,9 @@
 //! Labels and moderation through the real ingest pipe: embedded broker, real small model, embedded store.
 
 use feedlens::kafka::{Begin, Followed, follow};
+use feedlens::metrics::Metrics;
 use feedlens::query::http::{self, Interface};
+use feedlens::store::{self, ModelStamp};
 use rdkafka::types::RDKafkaRespErr;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -23,7 +25,7 @@ const KINDS: &str = r#"labels.sets=[
 ]"#;
 
 /// One set that asks for `action` where a caption speaks of apples.
-fn apples(action: &str) -> String {
+pub fn apples(action: &str) -> String {
     format!(
         "labels.sets=[{{ name = \"safety\", moderation = \"{action}\", background = {{ zh = [\"汽车\"] }}, labels = [{{ \
          name = \"apple\", zh = [\"红苹果\"] }}] }}]"
@@ -108,8 +110,34 @@ async fn a_hidden_post_is_marked_and_matches_nothing() {
     assert_eq!(post_ids(&answer), ["b"], "the post that is hidden is the nearest");
 }
 
+/// The way out of docs/labels.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_sets_count_for_posts_of_before_in_a_collection_that_is_filled_anew() {
+    let mut bench = Bench::new(&[]).await;
+    let worker = bench.work();
+    bench.post("a", "红苹果").await;
+    worker.wait_for(1).await;
+    worker.stop().await;
+    bench.config.labels = crate::query_support::config(&[&apples("flag")]).labels;
+    // Read again into the same collection: the same write stands already.
+    bench.config.kafka.group = "posts-again".to_owned();
+    let worker = bench.work();
+    worker.wait_for(1).await;
+    worker.stop().await;
+    assert_eq!(labels(&bench, "a").await["labels"], Value::Null);
+    bench.config.store.edge.dir.set_file_name("filled-anew");
+    let (model, dimension) = (bench.encoder.bundle.id.clone(), bench.encoder.bundle.dimension);
+    let stamp = ModelStamp { model, dimension };
+    bench.store = store::open(&bench.config.store, &stamp, &Metrics::new()).await.expect("opens");
+    bench.config.kafka.group = "posts-anew".to_owned();
+    let worker = bench.work();
+    worker.wait_for(1).await;
+    worker.stop().await;
+    assert_eq!(labels(&bench, "a").await["labels"], json!(["safety/apple"]));
+}
+
 /// The value of the next message of `kafka.moderation_topic`, whose key is the post's id.
-async fn next_routed(told: &mut tokio::sync::mpsc::Receiver<Followed>) -> Value {
+pub async fn next_routed(told: &mut tokio::sync::mpsc::Receiver<Followed>) -> Value {
     loop {
         let next = tokio::time::timeout(PATIENCE, told.recv()).await.expect("in time").expect("goes on");
         if let Followed::Message(message) = next {

@@ -11,9 +11,11 @@ use feedlens::standing::{Registration, Target};
 use rdkafka::admin::{AdminOptions, NewPartitions, ResourceSpecifier};
 use tokio_util::sync::CancellationToken;
 
+use crate::binary::root;
 use crate::ingest_support::Bench;
 use crate::kafka_support::wait_until;
 use crate::real_kafka::{admin, create_topic, real_broker};
+use crate::running::Running;
 use crate::standing::{Matches, pairs};
 
 fn about(id: &str, topic: &str) -> Registration {
@@ -93,4 +95,31 @@ async fn registrations_matches_and_a_restart_on_a_real_broker() {
     assert_eq!(worker.metrics.standing_topics.get(), 25, "all of them were read before the first post");
     worker.stop().await;
     tokio::time::timeout(Duration::from_secs(60), bench.store.close()).await.expect("closes").expect("closes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_of_registrations_that_retention_empties_is_told_at_the_start() {
+    let Some(kafka) = real_broker("retention") else { return };
+    let [deleted, compacted] = ["deleted", "compacted"].map(|name| format!("{}.{name}", kafka.posts_topic));
+    create_topic(&kafka, &kafka.posts_topic, 1, &[]).await;
+    create_topic(&kafka, &deleted, 1, &[("cleanup.policy", "delete")]).await;
+    create_topic(&kafka, &compacted, 1, &[("cleanup.policy", "compact")]).await;
+    let model = format!("model.dir={}", root().join("models/small").display());
+    let start = |standing: &str| {
+        let (posts, matches) = (&kafka.posts_topic, format!("kafka.matches_topic={}.matches", kafka.posts_topic));
+        let topics = [format!("kafka.posts_topic={posts}"), format!("kafka.standing_topic={standing}"), matches];
+        let group = format!("kafka.group={standing}");
+        Running::ingest(&kafka.brokers, &[&model, &group, &topics[0], &topics[1], &topics[2], "log.level=debug"])
+    };
+    let worker = start(&deleted);
+    let command = format!("--entity-name {deleted} --add-config cleanup.policy=compact");
+    wait_until("the warning", async || worker.log().contains(&command)).await;
+    let log = worker.log();
+    let line = log.lines().find(|line| line.contains(&command)).expect("a line");
+    assert!(line.contains("\"WARN\"") && line.contains("cleanup.policy=delete:"), "{line}");
+    drop(worker);
+    // The other way round, told apart from a broker that was not asked.
+    let worker = start(&compacted);
+    wait_until("the answer", async || worker.log().contains("the topic is compacted")).await;
+    assert!(!worker.log().contains("--add-config"), "{}", worker.log());
 }

@@ -8,7 +8,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::ingest_support::{Bench, PARTITIONS};
+use crate::ingest_support::{Bench, PARTITIONS, Worker};
 use crate::kafka_support::{PATIENCE, committed, wait_until};
 use crate::running::Running;
 use crate::store_support;
@@ -62,7 +62,7 @@ impl Bench {
 }
 
 /// The brokers refuse whatever is written to the topic of matches, or no longer do.
-fn refuse_matches(bench: &Bench, refuse: bool) {
+pub fn refuse_matches(bench: &Bench, refuse: bool) {
     let error = match refuse {
         true => RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
         false => RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR,
@@ -202,6 +202,67 @@ async fn bad_registrations_are_counted_and_take_nothing_else_along() {
     assert_eq!(found, pairs([("apples", "p1"), ("cars", "p3")]));
     assert_eq!(worker.metrics.standing_matches.get(), 2);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_the_limit_the_first_registered_are_in_force_whenever_a_worker_reads_them() {
+    let bench = Bench::new(&["ingest.max_standing_topics=1"]).await;
+    let register = async |id: &str, topic: &str, day: u8| {
+        let created_at = format!("2026-05-{day:02}T08:00:00Z");
+        let topic = json!({"topic": topic, "target": "caption", "min_score": 0.98, "created_at": created_at});
+        bench.register(id, Some(topic)).await;
+    };
+    register("late", "汽车", 9).await;
+    let follower = bench.work();
+    let in_force =
+        |worker: &Worker| (worker.metrics.standing_topics.get(), worker.metrics.standing_topics_over_limit.get());
+    wait_until("the only topic", async || in_force(&follower) == (1, 0)).await;
+    register("early", "红苹果", 1).await;
+    wait_until("the earlier one", async || in_force(&follower) == (1, 1)).await;
+    bench.post("p1", "汽车").await;
+    bench.post("p2", "红苹果").await;
+    follower.wait_for(2).await;
+    // One that finds both at its start agrees.
+    follower.stop().await;
+    let worker = bench.work();
+    bench.post("p3", "汽车").await;
+    bench.post("p4", "红苹果").await;
+    worker.wait_for(2).await;
+    // The other one comes back as soon as there is room.
+    bench.topic("early", None).await;
+    wait_until("the later one", async || in_force(&worker) == (1, 0)).await;
+    bench.post("p5", "汽车").await;
+    bench.post("p6", "红苹果").await;
+    worker.wait_for(4).await;
+    let found = Matches::read(&bench.config.kafka).await.pairs(3).await;
+    assert_eq!(found, pairs([("early", "p2"), ("early", "p4"), ("late", "p5")]));
+    assert_eq!(worker.metrics.standing_matches.get(), 2);
+    worker.stop().await;
+}
+
+/// The way out of docs/standing-topics.md.
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_of_before_match_a_new_topic_when_another_group_reads_them_again() {
+    let mut bench = Bench::new(&[]).await;
+    let worker = bench.work();
+    bench.post("old", "红苹果").await;
+    worker.wait_for(1).await;
+    bench.topic("apples", Some("红苹果")).await;
+    wait_until("the topic", async || worker.metrics.standing_topics.get() == 1).await;
+    bench.post("new", "红苹果").await;
+    worker.wait_for(2).await;
+    assert_eq!(worker.metrics.standing_matches.get(), 1, "the new post alone");
+    worker.stop().await;
+    let stored = bench.stored("old").await;
+    bench.config.kafka.group = "posts-again".to_owned();
+    let again = bench.work();
+    again.wait_for(2).await;
+    assert_eq!(again.metrics.standing_matches.get(), 2, "both");
+    let found = Matches::read(&bench.config.kafka).await.pairs(2).await;
+    assert_eq!(found, pairs([("apples", "old"), ("apples", "new")]));
+    let payload = |point: Option<feedlens::store::StoredPoint>| point.expect("is there").payload;
+    assert_eq!(payload(bench.stored("old").await), payload(stored), "nothing is written");
+    again.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

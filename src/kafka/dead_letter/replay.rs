@@ -2,18 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::error::KafkaError;
+use rdkafka::admin::AdminClient;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::KafkaConfig;
 use super::super::callbacks::ProducerCallbacks;
 use super::super::client::fault_of_creation;
+use super::super::create::cleanup_policy;
 use super::super::origin::Origin;
 use super::super::producer::{Producer, fault_of_send};
 use super::super::scan::Scan;
@@ -25,9 +24,6 @@ use crate::error::Fault;
 const IN_FLIGHT: usize = 256;
 /// As above.
 const IN_FLIGHT_BYTES: usize = 32 * 1024 * 1024;
-
-/// How long brokers are waited for that may not know how to describe a topic.
-const POLICY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What became of the dead letters.
 #[derive(Debug, Default)]
@@ -197,14 +193,8 @@ async fn check_cleanup_policy(config: &KafkaConfig, topic: &str) -> Result<(), F
             "the Kafka brokers are not asked whether topic {topic} is compacted: {reason}"
         )));
     }
-    let options = AdminOptions::new().request_timeout(Some(POLICY_TIMEOUT));
-    let answers = client.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await;
-    let described = answers.and_then(|answers| {
-        let first = answers.into_iter().next().ok_or(KafkaError::Canceled)?;
-        first.map_err(KafkaError::AdminOp)
-    });
-    let policy = match &described {
-        Ok(described) => described.get("cleanup.policy").and_then(|entry| entry.value.as_deref()).unwrap_or_default(),
+    let policy = match cleanup_policy(&client, topic).await {
+        Ok(policy) => policy,
         Err(error) => {
             tracing::warn!(%error, "the brokers do not tell whether topic {topic} is compacted; it must not be");
             return Ok(());
