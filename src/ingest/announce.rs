@@ -56,7 +56,7 @@ struct Channel {
 #[serde(untagged)]
 enum Told {
     Match(Match),
-    Routed(Routed),
+    Routed(Box<Routed>),
 }
 
 impl Told {
@@ -144,7 +144,7 @@ impl Announcer {
             while sending.len() >= SENDING {
                 sending.next().await;
             }
-            sending.push(self.tell(&self.moderation, Told::Routed(Routed::new(point, verdict, now))));
+            sending.push(self.tell(&self.moderation, Told::Routed(Box::new(Routed::new(point, verdict, now)))));
         }
         for (point, Matches { found, cut }) in shown.into_iter().zip(matches) {
             self.metrics.standing_matches_cut.inc_by(cut as u64);
