@@ -427,7 +427,9 @@ async fn a_letter_that_is_too_large_is_told_and_the_others_are_sent() {
     let producer = Producer::new(&config).expect("a producer");
     producer.send("posts", None, Some(b"x"), &[]).await.expect("acknowledged");
     drop(reject_all(&config, 1, "on purpose").await);
-    broker.cluster().request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    // In a batch, and alone.
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    broker.cluster().request_errors(RDKafkaApiKey::Produce, &[too_large; 2]);
     let output = dlq(&config, &["replay", "--json"]).await;
     let (report, said) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{said}");

@@ -411,7 +411,9 @@ async fn a_dead_letter_that_is_too_large_waits_and_says_how_to_proceed() {
     let (source, mut envelopes, metrics) = start(&config, ROOMY).await;
     let envelope = receive(&mut envelopes).await;
     let dead_letters = DeadLetters::new(&config, metrics.clone()).expect("dead letters");
-    broker.cluster().request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    // In a batch, and alone.
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    broker.cluster().request_errors(RDKafkaApiKey::Produce, &[too_large; 2]);
     let fault = dead_letters.send(&envelope, Reason::TooLarge, "large").await.expect_err("refused");
     assert!(matches!(fault, SendFault::TooLarge { .. }), "{fault:?}");
     let said = fault.to_string();

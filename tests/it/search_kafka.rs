@@ -200,14 +200,15 @@ async fn an_answer_goes_to_the_topic_that_its_request_names_if_that_is_allowed()
     assert_eq!(messages_in(&config, "results.secret", 1).await, 0);
 }
 
-/// A request lies there before the worker starts, and the first so many messages that it sends are refused as too large.
+/// A request lies there before the worker starts, and the first so many messages that it sends are refused as too large, each
+/// in a batch and then alone.
 async fn with_refusals(count: usize, request: Value) -> (EmbeddedBroker, Answering) {
     let broker = EmbeddedBroker::start(&[(REQUESTS, 1), (RESULTS, 1), (WALL, 1)]).expect("the broker starts");
     let producer = Producer::new(&config(&broker)).expect("a producer");
     let sent = producer.send(REQUESTS, Some(b"k"), Some(request.to_string().as_bytes()), &[]).await;
     sent.expect("the request is sent");
     let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    broker.cluster().request_errors(RDKafkaApiKey::Produce, &vec![too_large; count]);
+    broker.cluster().request_errors(RDKafkaApiKey::Produce, &vec![too_large; 2 * count]);
     let answering = Answering::start(&broker, &["query.reply_topics=[\"results.wall\"]"]).await;
     (broker, answering)
 }
