@@ -160,7 +160,7 @@ async fn any_number_of_posts_that_the_store_rejects_are_dead_letters_and_take_no
 
 async fn many_rejected_posts(bench: Bench) {
     // More than any batch has, one behind the other; then others among good ones.
-    let bad = |index: usize| index < 150 || index % 3 == 0;
+    let bad = |index: usize| index < 150 || index.is_multiple_of(3);
     let posts = 240;
     let refused = (0..posts).filter(|index| bad(*index)).map(|index| point_id(&format!("p{index}")));
     let refused = refused.collect::<Vec<_>>();
