@@ -12,7 +12,7 @@ help:
 	@echo "make chaos SEED=n MINUTES=m [STORE=edge|qdrant]   faults of all kinds under load, then everything is compared"
 	@echo "make fuzz [TARGET=name] [MINUTES=n]   hostile bytes for what reads bytes of strangers (wants cargo-fuzz and nightly)"
 	@echo "make fuzz-api [EXAMPLES=n]    thousands of requests made of the API's own description, at the running demo"
-	@echo "make lint                     formatting, clippy, shell scripts, Prometheus' rules, Kubernetes manifests"
+	@echo "make lint                     formatting, clippy, scripts, rules, manifests, Dockerfile, compose file, workflows"
 	@echo "make bench [BENCHES=name]     throughput of the pipe beside its bare parts, and of parts beside their peers"
 	@echo "make bench-peers [TORCH=1]    the Python packages that benches compare with; PyTorch's take gigabytes"
 	@echo "make services                 a real Kafka (and Qdrant, where there is one) for the integration tests"
@@ -38,7 +38,7 @@ chaos: setup
 	@$(CARGO) test --release --locked --test chaos
 
 lint:
-	@scripts/setup.sh
+	@scripts/setup.sh lint
 	@scripts/lint.sh
 
 fuzz: export MINUTES ?= 1

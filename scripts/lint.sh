@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, clippy, shell scripts, Kubernetes manifests, Prometheus' rules. A tool that is not on the machine is named loudly and
-# passed over.
+# Formatting, clippy, shell scripts, Kubernetes manifests, Prometheus' rules, Dockerfile, compose file and workflows. A tool that is
+# not on the machine is named loudly and passed over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,8 +13,25 @@ else
   absent clippy "the code"
 fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
-for script in scripts/*.sh scripts/kafka/*.sh .ci/run; do bash -n "$script"; done
-if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh scripts/kafka/*.sh .ci/run; else absent shellcheck "the shell scripts"; fi
+scripts=(scripts/*.sh scripts/kafka/*.sh deploy/image/*.sh .ci/run)
+for script in "${scripts[@]}"; do bash -n "$script"; done
+if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; else absent shellcheck "the shell scripts"; fi
+# Those of `scripts/setup.sh lint` come last: a person's own win.
+PATH="$PATH:$PWD/.cache/lint/bin"
+if command -v hadolint >/dev/null; then hadolint Dockerfile; else absent hadolint "the Dockerfile"; fi
+if command -v check-jsonschema >/dev/null; then
+  check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+  check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+else
+  absent check-jsonschema "docker-compose.yml, the workflows and dependabot.yml against their schemas"
+fi
+if command -v actionlint >/dev/null; then actionlint; else absent actionlint "what the workflows mean"; fi
+if command -v zizmor >/dev/null; then
+  zizmor --quiet --offline .github
+else
+  absent zizmor "the workflows' permissions, pins and injections"
+fi
 if command -v kustomize >/dev/null || command -v kubectl >/dev/null; then
   scripts/kubernetes.sh check
 else

