@@ -19,7 +19,7 @@ use feedlens::feed::{Feed, Message};
 use feedlens::image::decode::{DecodeOptions, decode};
 use feedlens::image::fetch::ImageFetcher;
 use feedlens::image::thumbnail::thumbnail;
-use feedlens::ingest::{self, IngestParts};
+use feedlens::ingest::{self, IngestParts, Role};
 use feedlens::kafka::{EmbeddedBroker, InflightLimits, Producer, Source, Subscription};
 use feedlens::metrics::Metrics;
 use feedlens::post::{Post, point_id};
@@ -286,7 +286,8 @@ async fn whole_pipe(config: &Config, messages: &[Message]) -> (f64, f64) {
     let encoder = Encoder::start(&config.model, &config.encoder, &metrics).expect("the model loads");
     let store = store::open(&config.store, &stamp(&config), &metrics).await.expect("opens");
     let (consumer, progress) = Default::default();
-    let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer, progress };
+    let parts =
+        IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer, progress, role: Role::Live };
     let stop = CancellationToken::new();
     let running = tokio::spawn({
         let (config, stop) = (config.clone(), stop.clone());

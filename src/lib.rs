@@ -6,6 +6,7 @@
 //! | [`kafka`], [`image`], [`encode`], [`store`] | adapters; only `encode` uses another, `image`, to decode and resize |
 //! | [`standing`], [`labels`] | standing topics, which both workers read from Kafka; zero-shot labels and moderation |
 //! | [`post`], [`captions`], [`feed`] | the post, what of its caption is tokenised, files of posts |
+//! | [`reindex`] | another model's collection beside the live one: filled, compared |
 //! | [`eval`] | evaluation and batch retrieval |
 //! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
 //! | [`cli`] | one thin file a command; nothing imports it |
@@ -35,6 +36,7 @@ pub mod labels;
 pub mod metrics;
 pub mod post;
 pub mod query;
+pub mod reindex;
 pub mod service;
 pub mod standing;
 pub mod store;

@@ -74,6 +74,8 @@ pub struct Metrics {
     pub posts_image_pending: IntCounter,
     /// Posts in the dead-letter topic, by reason.
     pub posts_dead_lettered: IntCounterVec,
+    /// Posts that a reindex cannot index, by reason; the live workers dead-letter them.
+    pub posts_passed_over: IntCounterVec,
     /// Dead letters that the broker refuses as too large.
     pub dead_letters_stuck: IntGauge,
     /// Delete markers that were old enough to go.
@@ -195,6 +197,11 @@ impl Metrics {
             posts_dead_lettered: make.counters(
                 "posts_dead_lettered_total",
                 "Posts in the dead-letter topic, acknowledged by the broker.",
+                &["reason"],
+            ),
+            posts_passed_over: make.counters(
+                "posts_passed_over_total",
+                "Posts that a reindex cannot index, by reason; the live workers dead-letter them.",
                 &["reason"],
             ),
             posts_retried: make.counters("posts_retried_total", "Attempts that failed for now.", &["reason"]),
@@ -322,6 +329,7 @@ impl Metrics {
     fn start_at_zero(&self) {
         for reason in Reason::ALL {
             self.posts_dead_lettered.with_label_values(&[reason.as_str()]);
+            self.posts_passed_over.with_label_values(&[reason.as_str()]);
         }
         for outage in Outage::ALL {
             self.posts_retried.with_label_values(&[outage.as_str()]);

@@ -1,5 +1,9 @@
 //! `feedlens collection`.
 
+mod alias;
+mod compare;
+mod reindex;
+
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -14,11 +18,14 @@ use crate::metrics::Metrics;
 use crate::store::collection::{CollectionState, describe};
 use crate::store::{self, ModelStamp};
 
-/// Make the store's collection for a model, or tell how it is
+/// The collection of a model: make it, tell how it is, fill another beside it, and change over
 #[derive(Subcommand)]
 pub enum Command {
     Create(Create),
     Info(Info),
+    Reindex(reindex::Reindex),
+    Compare(compare::Compare),
+    Alias(alias::Alias),
 }
 
 /// Make the model's collection, its payload indexes and the alias, where they lack
@@ -60,37 +67,54 @@ struct Created {
 impl Command {
     /// What the options say of the configuration.
     pub fn presets(&self) -> Vec<(String, Value)> {
-        let (Command::Create(Create { shared }) | Command::Info(Info { shared })) = self;
-        start::model_preset(shared.model.as_deref())
+        match self {
+            Command::Create(Create { shared }) | Command::Info(Info { shared }) => {
+                start::model_preset(shared.model.as_deref())
+            }
+            Command::Reindex(arguments) => arguments.presets(),
+            Command::Compare(arguments) => arguments.presets(),
+            Command::Alias(arguments) => arguments.presets(),
+        }
     }
 
     /// Runs.
     pub async fn run(self, config: Config) -> Result<()> {
-        let dir = config.model.dir.clone();
-        // The description alone: no weights are loaded.
-        let bundle = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await??;
-        let stamp = ModelStamp { model: bundle.id, dimension: bundle.dimension };
         match self {
-            Command::Create(Create { shared }) => {
-                let before = describe(&config.store, &stamp).await?;
-                store::open(&config.store, &stamp, &Metrics::new()).await?.close().await?;
-                let state = describe(&config.store, &stamp).await?;
-                let created = Created { created: before.posts.is_none(), state };
-                if shared.json {
-                    return output::print(serde_json::to_string(&created)? + "\n");
-                }
-                let did = if created.created { "made" } else { "there already" };
-                output::print(format!("{did}: {}", text(&created.state)))
-            }
-            Command::Info(Info { shared }) => {
-                let state = describe(&config.store, &stamp).await?;
-                match shared.json {
-                    true => output::print(serde_json::to_string(&state)? + "\n"),
-                    false => output::print(text(&state)),
-                }
-            }
+            Command::Create(Create { shared }) => create(&shared, &config).await,
+            Command::Info(Info { shared }) => info(&shared, &config).await,
+            Command::Reindex(arguments) => arguments.run(config).await,
+            Command::Compare(arguments) => arguments.run(config).await,
+            Command::Alias(arguments) => arguments.run(config).await,
         }
     }
+}
+
+async fn create(shared: &Shared, config: &Config) -> Result<()> {
+    let stamp = stamp(config).await?;
+    let before = describe(&config.store, &stamp).await?;
+    store::open(&config.store, &stamp, &Metrics::new()).await?.close().await?;
+    let state = describe(&config.store, &stamp).await?;
+    let created = Created { created: before.posts.is_none(), state };
+    if shared.json {
+        return output::print(serde_json::to_string(&created)? + "\n");
+    }
+    let did = if created.created { "made" } else { "there already" };
+    output::print(format!("{did}: {}", text(&created.state)))
+}
+
+async fn info(shared: &Shared, config: &Config) -> Result<()> {
+    let state = describe(&config.store, &stamp(config).await?).await?;
+    match shared.json {
+        true => output::print(serde_json::to_string(&state)? + "\n"),
+        false => output::print(text(&state)),
+    }
+}
+
+/// Of the configured model. The description alone: no weights are loaded.
+async fn stamp(config: &Config) -> Result<ModelStamp> {
+    let dir = config.model.dir.clone();
+    let bundle = tokio::task::spawn_blocking(move || Bundle::load(&dir)).await??;
+    Ok(ModelStamp { model: bundle.id, dimension: bundle.dimension })
 }
 
 /// For people.

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::error::Reason;
 use crate::feed::{Feed, Message};
 use crate::ingest::progress::Progress;
-use crate::ingest::{self, IngestParts};
+use crate::ingest::{self, IngestParts, Role};
 use crate::kafka::{EmbeddedBroker, Producer, StatusSlot};
 use crate::metrics::Metrics;
 use crate::post::ImageSource;
@@ -126,7 +126,14 @@ impl Arguments {
             });
             service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
         }
-        let parts = IngestParts { encoder, store: store.clone(), metrics: metrics.clone(), consumer, progress };
+        let parts = IngestParts {
+            encoder,
+            store: store.clone(),
+            metrics: metrics.clone(),
+            consumer,
+            progress,
+            role: Role::Live,
+        };
         // Ends with the demo, and ends the demo when it fails.
         let stop_ingest = CancellationToken::new();
         let mut ingest = tokio::spawn({

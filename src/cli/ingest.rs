@@ -9,7 +9,7 @@ use crate::cli::reload::Reload;
 use crate::cli::{health, start};
 use crate::config::Config;
 use crate::ingest::progress::Progress;
-use crate::ingest::{self, IngestParts};
+use crate::ingest::{self, IngestParts, Role};
 use crate::kafka::{self, StatusSlot};
 use crate::metrics::Metrics;
 use crate::service;
@@ -41,7 +41,7 @@ impl Arguments {
             metrics: metrics.clone(),
         });
         service::start_admin(&config.admin, metrics.clone(), health, shutdown.clone()).await?;
-        let parts = IngestParts { encoder, store: store.clone(), metrics, consumer, progress };
+        let parts = IngestParts { encoder, store: store.clone(), metrics, consumer, progress, role: Role::Live };
         let ended = ingest::run(&config, parts, shutdown).await;
         start::close(&store, ended).await
     }

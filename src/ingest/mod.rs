@@ -35,7 +35,7 @@ use crate::error::Fault;
 use crate::ingest::announce::Announcer;
 use crate::ingest::prepare::Preparer;
 use crate::ingest::progress::Progress;
-use crate::ingest::write::{Pending, Rejected, Writer};
+use crate::ingest::write::{Others, Pending, Rejected, Writer};
 use crate::kafka::{DeadLetters, Envelope, InflightLimits, Source, StatusSlot, Subscription};
 use crate::labels::Labeller;
 use crate::metrics::Metrics;
@@ -116,6 +116,21 @@ pub struct IngestParts {
     pub consumer: StatusSlot,
     /// Where it tells whether posts are settled.
     pub progress: Progress,
+    /// Who learns of posts beside the store.
+    pub role: Role,
+}
+
+/// Who learns of posts beside the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// A worker of `kafka.group`: rejected posts become dead letters, matches of standing topics and moderation are told.
+    Live,
+    /// A worker that fills another collection beside those, in a group of its own: it writes to the store alone, for all else
+    /// of the same posts is told by the others.
+    Reindex {
+        /// The group.
+        group: String,
+    },
 }
 
 /// Indexes the posts topic until `shutdown`, then finishes what is in flight within `ingest.drain_timeout` and commits.
@@ -123,25 +138,33 @@ pub struct IngestParts {
 /// # Errors
 /// The brokers do not answer at the start, or a stage says that going on is wrong.
 pub async fn run(config: &Config, parts: IngestParts, shutdown: CancellationToken) -> Result<()> {
-    let IngestParts { encoder, store, metrics, consumer, progress } = parts;
+    let IngestParts { encoder, store, metrics, consumer, progress, role } = parts;
     let prepared = async {
         let labeller = Labeller::start(&config.labels, &encoder).await?;
-        let announcer = Announcer::start(config, &encoder, metrics.clone(), &progress).await?;
-        anyhow::Ok((labeller, announcer))
+        let others = match &role {
+            Role::Live => Some(Others {
+                dead_letters: DeadLetters::new(&config.kafka, metrics.clone())?,
+                announcer: Announcer::start(config, &encoder, metrics.clone(), &progress).await?,
+            }),
+            Role::Reindex { .. } => None,
+        };
+        anyhow::Ok((labeller, others))
     };
     let dimension = encoder.bundle.dimension;
-    let (labeller, announcer) = tokio::select! {
+    let (labeller, others) = tokio::select! {
         prepared = prepared => prepared?,
         // Thousands of standing topics take a while to be encoded.
         () = shutdown.cancelled() => return Ok(()),
     };
     config.labels.start_at_zero(&metrics);
     let preparer = Arc::new(Preparer::new(encoder, labeller, config, metrics.clone())?);
-    let dead_letters = DeadLetters::new(&config.kafka, metrics.clone())?;
     let (ingest, told) = (config.ingest.clone(), progress.clone());
-    let writer = Writer::new(store.clone(), dead_letters, announcer, ingest, metrics.clone(), told, dimension);
-    let writer = Arc::new(writer);
-    let subscription = Subscription { topics: config.kafka.posts_topics(), group: config.kafka.group.clone() };
+    let writer = Arc::new(Writer::new(store.clone(), others, ingest, metrics.clone(), told, dimension));
+    let group = match &role {
+        Role::Live => config.kafka.group.clone(),
+        Role::Reindex { group } => group.clone(),
+    };
+    let subscription = Subscription { topics: config.kafka.posts_topics(), group };
     let limits = InflightLimits { posts: config.ingest.max_inflight_posts, bytes: config.ingest.max_inflight_bytes };
     let drain = config.ingest.drain_timeout;
     let revoke = config.ingest.revoke_timeout.min(drain);

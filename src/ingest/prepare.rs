@@ -94,6 +94,30 @@ impl Preparer {
         }
     }
 
+    /// The vector of a picture that is fetched from its source.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn picture(&self, source: &ImageSource) -> Result<Vec<f32>, Fault> {
+        let (prepared, _) = self.decode(self.fetch(source).await?, false).await?;
+        self.encoder.handle.image(prepared, Priority::Feed).await
+    }
+
+    /// The vector of a caption.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn text(&self, caption: &str) -> Result<Vec<f32>, Fault> {
+        let (tokenizer, captions, caption) = (self.encoder.tokenizer.clone(), self.captions, caption.to_owned());
+        let tokens = self.off_the_async_threads(move || tokenizer.encode(&captions.apply(&caption))).await?;
+        self.encoder.handle.text(tokens, Priority::Feed).await
+    }
+
+    /// What labels a post with these vectors gets.
+    pub fn judge(&self, image: Option<&[f32]>, caption: Option<&[f32]>) -> Verdict {
+        self.labeller.judge(image, caption)
+    }
+
     async fn upsert(&self, envelope: &Envelope, payload: &Bytes, source: Origin) -> Result<Prepared, Fault> {
         let Parsed { post, text, inline } = self.parse(envelope, payload).await?;
         let (image, caption) = tokio::join!(self.image(&post, inline), self.caption(text));

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use prometheus::IntCounterVec;
 use tokio::time::MissedTickBehavior;
 
+use crate::error::Reason;
 use crate::ingest::outage::OutageLog;
 use crate::metrics::Metrics;
 
@@ -88,21 +90,23 @@ struct Totals {
     deleted: u64,
     ignored: u64,
     dead_lettered: u64,
+    passed_over: u64,
 }
 
 /// Posts in the dead-letter topic so far, over all reasons.
 pub fn dead_lettered(metrics: &Metrics) -> u64 {
-    crate::error::Reason::ALL
-        .iter()
-        .map(|reason| metrics.posts_dead_lettered.with_label_values(&[reason.as_str()]).get())
-        .sum()
+    over_reasons(&metrics.posts_dead_lettered)
+}
+
+fn over_reasons(counters: &IntCounterVec) -> u64 {
+    Reason::ALL.iter().map(|reason| counters.with_label_values(&[reason.as_str()]).get()).sum()
 }
 
 /// Messages dealt with for good so far.
 pub fn settled(metrics: &Metrics) -> u64 {
-    let Totals { indexed, deleted, ignored, dead_lettered } = totals(metrics);
+    let Totals { indexed, deleted, ignored, dead_lettered, passed_over } = totals(metrics);
     // Of a post without its picture the dead letter counts. Read last, so that no post counts before it.
-    (indexed + deleted + ignored + dead_lettered).saturating_sub(metrics.posts_image_pending.get())
+    (indexed + deleted + ignored + dead_lettered + passed_over).saturating_sub(metrics.posts_image_pending.get())
 }
 
 fn totals(metrics: &Metrics) -> Totals {
@@ -111,6 +115,7 @@ fn totals(metrics: &Metrics) -> Totals {
         deleted: metrics.posts_deleted.get(),
         ignored: metrics.posts_ignored.get(),
         dead_lettered: dead_lettered(metrics),
+        passed_over: over_reasons(&metrics.posts_passed_over),
     }
 }
 
@@ -132,6 +137,7 @@ pub async fn report(metrics: Arc<Metrics>, progress: Progress) {
                 deleted = now.deleted,
                 ignored = now.ignored,
                 dead_lettered = now.dead_lettered,
+                passed_over = now.passed_over,
                 in_flight = metrics.inflight_posts.get(),
                 "indexing"
             );

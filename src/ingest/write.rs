@@ -38,11 +38,19 @@ pub struct Rejected {
     pub detail: String,
 }
 
+/// Who learns of posts beside the store.
+pub struct Others {
+    /// Of posts that are rejected.
+    pub dead_letters: DeadLetters,
+    /// Of posts that are stored.
+    pub announcer: Announcer,
+}
+
 /// Where writes and rejects end.
 pub struct Writer {
     store: SharedStore,
-    dead_letters: DeadLetters,
-    announcer: Announcer,
+    /// `None`: nobody.
+    others: Option<Others>,
     config: IngestConfig,
     metrics: Arc<Metrics>,
     progress: Progress,
@@ -57,15 +65,14 @@ impl Writer {
     /// A writer; `config` has batch sizes and back-off, `progress` is told of outages, vectors have `dimension` values.
     pub fn new(
         store: SharedStore,
-        dead_letters: DeadLetters,
-        announcer: Announcer,
+        others: Option<Others>,
         config: IngestConfig,
         metrics: Arc<Metrics>,
         progress: Progress,
         dimension: usize,
     ) -> Self {
         let probe = Mutex::new(Probe::new(dimension));
-        Self { store, dead_letters, announcer, config, metrics, progress, probe }
+        Self { store, others, config, metrics, progress, probe }
     }
 
     /// Collects batches by count and by age and writes them, a few in parallel, until `pending` is closed and empty, or
@@ -156,8 +163,10 @@ impl Writer {
     async fn write<P>(&self, batch: Vec<Pending>, place: P) -> Written {
         let (written, mut rejected) = self.write_all(batch).await?;
         drop(place);
-        let writes = written.iter().map(|(done, outcome)| (&done.prepared, *outcome)).collect::<Vec<_>>();
-        self.announcer.announce(&writes).await?;
+        if let Some(Others { announcer, .. }) = &self.others {
+            let writes = written.iter().map(|(done, outcome)| (&done.prepared, *outcome)).collect::<Vec<_>>();
+            announcer.announce(&writes).await?;
+        }
         rejected.extend(written.into_iter().filter_map(|(done, outcome)| self.settle(done, outcome)));
         Ok(rejected)
     }
@@ -256,12 +265,19 @@ impl Writer {
     /// Dead-letters a message and settles it once the broker acknowledged; an outage of the broker only delays. A letter
     /// that is too large for the topic waits until a person makes room for it (`dead_letters_stuck` counts them): it is
     /// not lost, the posts beside it go on, and its partition commits nothing past it.
+    ///
+    /// Where nobody else learns of posts, it is only counted.
     pub async fn reject(&self, rejected: Rejected) {
         let Rejected { envelope, reason, detail } = rejected;
+        let Some(Others { dead_letters, .. }) = &self.others else {
+            tracing::debug!(position = %envelope.position, reason = reason.as_str(), "passed over: {detail}");
+            self.metrics.posts_passed_over.with_label_values(&[reason.as_str()]).inc();
+            return envelope.settle();
+        };
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
         let mut stuck = None;
         let started = Instant::now();
-        while let Err(fault) = self.dead_letters.send(&envelope, reason, &detail).await {
+        while let Err(fault) = dead_letters.send(&envelope, reason, &detail).await {
             let delay = backoff.next_delay();
             match fault {
                 SendFault::Outage(detail) => {

@@ -7,6 +7,7 @@
 //!                         +---- every commit_interval, at a revocation, at the stop: watermark +
 //! ```
 
+mod backlog;
 mod callbacks;
 mod client;
 mod create;
@@ -29,6 +30,7 @@ pub mod source;
 mod start;
 mod status;
 
+pub use backlog::Backlog;
 pub use client::check_reachable;
 pub use create::{Cleanup, create_absent};
 pub use dead_letter::{DeadLetters, SendFault};

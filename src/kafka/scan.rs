@@ -74,6 +74,12 @@ impl Scan {
         self.partitions.values().map(|extent| (extent.end - extent.begin).max(0) as u64).sum()
     }
 
+    /// Reads these partitions alone, each from an offset to the one before another.
+    pub fn limit_to(&mut self, extents: &BTreeMap<i32, (i64, i64)>) {
+        let limited = extents.iter().map(|(partition, (begin, end))| (*partition, Extent { begin: *begin, end: *end }));
+        self.partitions = limited.collect();
+    }
+
     /// The offset after the last of a partition.
     pub fn end_of(&self, partition: i32) -> Option<i64> {
         self.partitions.get(&partition).map(|extent| extent.end)

@@ -8,6 +8,7 @@
 pub mod collection;
 #[cfg(feature = "embedded")]
 mod edge;
+pub mod lacking;
 pub mod order;
 mod qdrant;
 mod rows;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use self::order::Kind;
 pub use self::order::{Order, Origin, Outcome};
+pub use self::qdrant::collections::{Collections, Seen};
 use crate::config::Secret;
 use crate::error::Fault;
 use crate::metrics::Metrics;
@@ -273,7 +275,7 @@ pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -
 pub struct StoreConfig {
     /// "qdrant" (a server) or "edge" (Qdrant's engine inside this process).
     pub kind: StoreKind,
-    /// Readers and writers use this alias; the collection behind it is "<alias>_<model>_<dimension>".
+    /// Points to the live model's collection, "<alias>_<model>_<dimension>"; a worker uses its own model's by name.
     pub alias: String,
     /// Delete markers are removed when they are this old.
     #[serde(with = "humantime_serde")]

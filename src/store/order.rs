@@ -11,6 +11,8 @@
 //! gives all of a post's writes a version, or none of them (deletions never need one). Where posts with and without a
 //! version are mixed, rule 2 decides between them, and their versions must grow with the offsets.
 
+mod history;
+
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};

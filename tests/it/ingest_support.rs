@@ -9,7 +9,7 @@ use feedlens::config::{Config, Overrides};
 use feedlens::encode::encoder::Encoder;
 use feedlens::error::Fault;
 use feedlens::ingest::progress::Progress;
-use feedlens::ingest::{self, IngestParts};
+use feedlens::ingest::{self, IngestParts, Role};
 use feedlens::kafka::{EmbeddedBroker, Envelope, Producer};
 use feedlens::metrics::Metrics;
 use feedlens::post::point_id;
@@ -80,6 +80,7 @@ impl Bench {
             metrics: metrics.clone(),
             consumer: Default::default(),
             progress: progress.clone(),
+            role: Role::Live,
         };
         let (config, token) = (self.config.clone(), stop.clone());
         let running = tokio::spawn(async move { ingest::run(&config, parts, token).await });

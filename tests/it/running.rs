@@ -41,7 +41,8 @@ impl Running {
         Self::launch(&["ingest"], brokers, &["log.level=debug"], Some(log))
     }
 
-    fn launch(arguments: &[&str], brokers: &str, further: &[&str], log: Option<std::fs::File>) -> Self {
+    /// Any command that runs until it is told to stop.
+    pub fn launch(arguments: &[&str], brokers: &str, further: &[&str], log: Option<std::fs::File>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin = free_port();
         let settings = [

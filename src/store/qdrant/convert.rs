@@ -161,13 +161,13 @@ fn dense_vectors(vectors: Option<VectorsOutput>) -> [Option<Vec<f32>>; 2] {
     })
 }
 
-fn uuid(id: Option<PointId>) -> Option<Uuid> {
+pub(super) fn uuid(id: Option<PointId>) -> Option<Uuid> {
     match id?.point_id_options? {
         PointIdOptions::Uuid(id) => Uuid::try_parse(&id).ok(),
         PointIdOptions::Num(_) => None,
     }
 }
 
-fn json(payload: HashMap<String, Value>) -> Map<String, serde_json::Value> {
+pub(super) fn json(payload: HashMap<String, Value>) -> Map<String, serde_json::Value> {
     payload.into_iter().map(|(key, value)| (key, value.into_json())).collect()
 }

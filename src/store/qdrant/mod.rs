@@ -1,14 +1,17 @@
 //! The store on a Qdrant server, over gRPC.
 //!
 //! Reads and writes name the collection itself, not the alias: once the alias is moved to another model's collection,
-//! a worker that still runs the old model neither writes its vectors there nor compares with foreign ones (and
-//! [`VectorStore::ready`] says that it is out of date). The alias is for the world outside, and checked at the start.
+//! a worker that still runs the old model neither writes its vectors there nor compares with foreign ones. It stays ready,
+//! for there is no other to answer until the new ones have started. The alias says which model is live, and is checked at
+//! the start.
 
+pub mod collections;
 mod convert;
 mod fault;
 mod setup;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -41,6 +44,8 @@ pub struct QdrantStore {
     alias: String,
     stamp: ModelStamp,
     faults: Faults,
+    /// Whether it was told that the alias points elsewhere.
+    told_moved: AtomicBool,
 }
 
 impl QdrantStore {
@@ -53,8 +58,12 @@ impl QdrantStore {
         let faults = Faults::new(config)?;
         let client = setup::connect(config, &faults).await?;
         let collection = setup::collection_name(alias, stamp);
-        setup::ensure_collection(&client, &faults, config, &collection, alias, stamp).await?;
-        Ok(Self { client, collection, alias: alias.to_owned(), stamp: stamp.clone(), faults })
+        // Before anything is made: a wrong model leaves no empty collection behind.
+        setup::check_alias(&client, &faults, &collection, alias, stamp).await?;
+        setup::ensure_collection(&client, &faults, config, &collection, stamp).await?;
+        setup::ensure_alias(&client, &faults, &collection, alias, stamp).await?;
+        let told_moved = AtomicBool::new(false);
+        Ok(Self { client, collection, alias: alias.to_owned(), stamp: stamp.clone(), faults, told_moved })
     }
 
     /// Reads what is stored, decides, and writes on the condition that it is stored still.
@@ -212,20 +221,33 @@ impl VectorStore for QdrantStore {
     }
 
     async fn ready(&self) -> Result<(), Fault> {
-        match setup::alias_target(&self.client, &self.alias).await {
-            Err(error) => Err(self.faults.at_run_time("read the aliases of", &error)),
-            Ok(Some(target)) if target == self.collection => Ok(()),
-            Ok(target) => Err(Fault::retry(
+        let failed = |error| self.faults.at_run_time("read the aliases of", &error);
+        let target = setup::alias_target(&self.client, &self.alias).await.map_err(failed)?;
+        if target.as_ref() == Some(&self.collection) {
+            self.told_moved.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        let target = target.as_deref().unwrap_or("nothing");
+        if !self.client.collection_exists(&self.collection).await.map_err(failed)? {
+            return Err(Fault::retry(
                 Outage::Store,
                 format!(
-                    "the alias {} points to {} and no longer to {}: start this worker again with the model that \
-                     belongs to it",
-                    self.alias,
-                    target.as_deref().unwrap_or("nothing"),
-                    self.collection
+                    "the collection {} is gone and the alias {} points to {target}: start this worker again with the model \
+                     that belongs to it",
+                    self.collection, self.alias
                 ),
-            )),
+            ));
         }
+        // A worker that is not ready gets no searches, and until the new model's have started there is no other.
+        if !self.told_moved.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the alias {} points to {target} now; this worker goes on with {} until it is started again with the new \
+                 model",
+                self.alias,
+                self.collection
+            );
+        }
+        Ok(())
     }
 
     async fn close(&self) -> Result<(), Fault> {

@@ -1,6 +1,9 @@
 //! What the start does: reach the server, and make the collection, its indexes and the alias where absent. Several
 //! workers may do it at once.
 
+use std::collections::HashMap;
+
+use chrono::Utc;
 use qdrant_client::qdrant::vectors_config::Config as VectorsKind;
 use qdrant_client::qdrant::{
     CollectionInfo, CreateAliasBuilder, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance,
@@ -21,6 +24,10 @@ const OLDEST_SERVER: (u64, u64) = (1, 16);
 /// The first server that logs the outcome of a conditional upsert. Older ones log its condition and decide it again when
 /// they are started after a kill, by data that may be newer (qdrant/qdrant#9575, #9678).
 const REPLAYS_OUTCOMES: (u64, u64) = (1, 19);
+
+/// Metadata of a collection: when it was made, in milliseconds since 1970. Two of the same name, one made after the other
+/// was deleted, are told apart by it.
+const MADE_AT: &str = "feedlens_made_at";
 
 const INDEXES: [(&str, FieldType); 9] = [
     ("author", FieldType::Keyword),
@@ -114,16 +121,14 @@ pub(super) async fn alias_target(client: &Qdrant, alias: &str) -> Result<Option<
     Ok(aliases.into_iter().find(|found| found.alias_name == alias).map(|found| found.collection_name))
 }
 
-/// Makes what is absent, and checks what is there.
+/// Makes the collection and its indexes where absent, and checks what is there.
 pub(super) async fn ensure_collection(
     client: &Qdrant,
     faults: &Faults,
     config: &QdrantConfig,
     collection: &str,
-    alias: &str,
     stamp: &ModelStamp,
 ) -> Result<(), Fault> {
-    check_alias(client, faults, collection, alias, stamp).await?;
     let failed = |action: &'static str| move |error: QdrantError| faults.at_start(action, &error);
     if !client.collection_exists(collection).await.map_err(failed("read the collections of"))?
         && let Err(error) = create_collection(client, config, collection, stamp).await
@@ -149,12 +154,31 @@ pub(super) async fn ensure_collection(
             }
         })?;
     }
+    Ok(())
+}
+
+/// Makes the alias where there is none. Another collection behind it is an error: which model is live is for a person to
+/// say, with `feedlens collection alias`.
+pub(super) async fn ensure_alias(
+    client: &Qdrant,
+    faults: &Faults,
+    collection: &str,
+    alias: &str,
+    stamp: &ModelStamp,
+) -> Result<(), Fault> {
+    let failed = |action: &'static str| move |error: QdrantError| faults.at_start(action, &error);
     if alias_target(client, alias).await.map_err(failed("read the aliases of"))?.is_none() {
         let request = CreateAliasBuilder::new(collection, alias);
         client.create_alias(request).await.map_err(failed("create the alias in"))?;
     }
     // Looked at again: another model's worker may have started at the same time.
     check_alias(client, faults, collection, alias, stamp).await
+}
+
+/// When the collection was made, in milliseconds since 1970; `None`: by a version that did not keep it.
+pub(super) async fn made_at(client: &Qdrant, collection: &str) -> Result<Option<i64>, QdrantError> {
+    let config = client.collection_info(collection).await?.result.and_then(|info| info.config);
+    Ok(config.and_then(|config| config.metadata.get(MADE_AT)?.as_integer()))
 }
 
 async fn create_collection(
@@ -172,11 +196,13 @@ async fn create_collection(
         .vectors_config(vectors)
         .shard_number(config.shards)
         .replication_factor(config.replicas)
-        .on_disk_payload(config.payload_on_disk);
+        .on_disk_payload(config.payload_on_disk)
+        .metadata(HashMap::from([(MADE_AT.to_owned(), Utc::now().timestamp_millis().into())]));
     client.create_collection(request).await.map(|_| ())
 }
 
-async fn check_alias(
+/// Whether the alias is free, or points to this model's collection.
+pub(super) async fn check_alias(
     client: &Qdrant,
     faults: &Faults,
     collection: &str,
@@ -186,8 +212,9 @@ async fn check_alias(
     let target = alias_target(client, alias).await;
     match target.map_err(|error| faults.at_start("read the aliases of", &error))? {
         Some(target) if target != collection => Err(Fault::fatal(format!(
-            "the alias {alias} points to the collection {target}, but model {} ({} dimensions) belongs to {collection}; \
-             set model.dir to the model of {target}, or store.alias to another name and index the posts again",
+            "the alias {alias} points to the collection {target}, but model {} ({} dimensions) belongs to {collection}: \
+             set model.dir to the model of {target}, or fill {collection} with `feedlens collection reindex` and move the \
+             alias to it with `feedlens collection alias`",
             stamp.model, stamp.dimension
         ))),
         _ => Ok(()),
