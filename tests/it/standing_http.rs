@@ -277,9 +277,15 @@ async fn a_client_that_never_reads_holds_nobody_up() {
         "caption": "x".repeat(20_000), "matched_at": "2026-11-20T08:30:00Z", "version": 1})
     .to_string();
     let topic = &served.bench.config.kafka.matches_topic;
-    for _ in 0..300 {
-        served.bench.producer.send(topic, Some(b"a"), Some(found.as_bytes()), &[]).await.expect("acknowledged");
-        assert_eq!(events.next().await.expect("an event").0, "match");
+    // A reader of the embedded broker gets what is new twice a second.
+    for _ in 0..12 {
+        let sends = (0..25).map(|_| served.bench.producer.send(topic, Some(b"a"), Some(found.as_bytes()), &[]));
+        for sent in futures::future::join_all(sends).await {
+            sent.expect("acknowledged");
+        }
+        for _ in 0..25 {
+            assert_eq!(events.next().await.expect("an event").0, "match");
+        }
     }
     tokio::time::timeout(Duration::from_secs(60), async {
         served.worker.shutdown.cancel();
