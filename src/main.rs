@@ -1,5 +1,5 @@
 //! The binary; everything is in the library.
 
-fn main() -> std::process::ExitCode {
-    feedlens::cli::main()
+fn main() {
+    feedlens::service::end_process(feedlens::cli::main())
 }

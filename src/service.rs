@@ -1,6 +1,6 @@
 //! What every long-running command needs: logs, signals, and the admin endpoints.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +137,15 @@ impl Logs {
     }
 }
 
+/// Ends the process without the destructors that C and C++ libraries leave for its end: threads that were left behind, with a
+/// batch or a connection, may still be in them. What is to be durable was made so before.
+pub fn end_process(code: u8) -> ! {
+    // A reader that has gone is no news here.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process, and touches no memory of ours.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
 /// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once with exit code 1.
 ///
 /// # Errors
@@ -154,7 +163,7 @@ pub fn shutdown_on_signal() -> Result<CancellationToken> {
             }
             if stop_at_once {
                 tracing::warn!("second signal: stopping at once; what was in flight comes again from Kafka");
-                std::process::exit(1);
+                end_process(1);
             }
             tracing::info!("stopping: finishing what is in flight; a second signal stops at once");
             cancelled.cancel();

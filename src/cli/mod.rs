@@ -29,7 +29,6 @@ mod zero_shot;
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -90,8 +89,8 @@ enum Command {
     Man(manual::Man),
 }
 
-/// Parses the command line, runs the command, and says what went wrong in one line on stderr.
-pub fn main() -> ExitCode {
+/// Parses the command line, runs the command, and says what went wrong in one line on stderr. Gives the exit code.
+pub fn main() -> u8 {
     // From 1.31 on, ONNX Runtime on Linux keeps a database in the user's cache folder and reports to its makers.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
@@ -127,10 +126,10 @@ pub fn main() -> ExitCode {
     ended(run(cli.command, config, overrides))
 }
 
-fn ended(result: Result<()>) -> ExitCode {
+fn ended(result: Result<()>) -> u8 {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
+        Ok(()) => 0,
+        Err(error) if error.is::<output::ReaderGone>() => 0,
         Err(error) if error.is::<WrongUse>() => fail(&error, EXIT_USAGE),
         Err(error) => fail(&error, 1),
     }
@@ -152,10 +151,10 @@ fn load(presets: &[(String, Value)], overrides: &Overrides) -> Result<Config> {
     Config::load(&presets, overrides)
 }
 
-fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+fn fail(error: &anyhow::Error, code: u8) -> u8 {
     // Where it cannot be written, the exit code alone tells.
     let _ = writeln!(std::io::stderr(), "feedlens: {error:#}");
-    ExitCode::from(code)
+    code
 }
 
 fn run(command: Command, config: Config, overrides: Overrides) -> Result<()> {
