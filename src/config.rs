@@ -139,16 +139,18 @@ impl Config {
     }
 
     /// The keys that differ. Secrets are not compared: they are masked wherever a configuration is written.
-    pub fn changed_keys(&self, other: &Self) -> Vec<String> {
-        let table = |config: &Self| Table::try_from(config).expect("a configuration is a table. This is a bug.");
-        let tables = [table(self), table(other)];
+    ///
+    /// # Errors
+    /// A number is larger than TOML has them (2^63 - 1); the environment and `--set` can give such.
+    pub fn changed_keys(&self, other: &Self) -> Result<Vec<String>> {
+        let tables = [Table::try_from(self)?, Table::try_from(other)?];
         let [old, new] = tables.each_ref().map(|table| {
             let mut values = BTreeMap::new();
             collect_values(table, "", &mut values);
             values
         });
         let keys = old.keys().chain(new.keys()).collect::<BTreeSet<_>>();
-        keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect()
+        Ok(keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).cloned().collect())
     }
 
     /// The resolved configuration as TOML, secrets masked.
@@ -276,6 +278,14 @@ mod tests {
     fn shipped_file_is_a_whole_valid_configuration() {
         let config = load(&[]).expect("the defaults load");
         assert_eq!(config.query.top_k, 5);
+    }
+
+    #[test]
+    fn changed_keys_are_named_and_what_toml_cannot_hold_is_an_error() {
+        let config = |set: &[&str]| load(set).expect("loads");
+        let changed = config(&[]).changed_keys(&config(&["log.level=debug", "query.top_k=7"]));
+        assert_eq!(changed.expect("compares"), ["log.level", "query.top_k"]);
+        assert!(config(&[]).changed_keys(&config(&["ingest.max_inflight_bytes=18446744073709551615"])).is_err());
     }
 
     #[test]

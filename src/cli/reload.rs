@@ -46,7 +46,7 @@ impl Reload {
     fn apply(&self, current: &Config) -> Result<Config> {
         let new = Config::load(&[], &self.overrides)?;
         let (applied, others): (Vec<_>, Vec<_>) =
-            current.changed_keys(&new).into_iter().partition(|key| key == "log.level");
+            current.changed_keys(&new)?.into_iter().partition(|key| key == "log.level");
         self.logs.set_level(&new.log)?;
         tracing::info!(changed = ?applied, "SIGHUP: the configuration is read anew");
         if !others.is_empty() {
