@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, clippy, shell scripts, Kubernetes manifests, Prometheus' rules, Dockerfile, compose file and workflows. A tool that is
-# not on the machine is named loudly and passed over.
+# Formatting, clippy, dependencies, shell scripts, Kubernetes manifests, Prometheus' rules, Dockerfile, compose file and workflows.
+# A tool that is not on the machine is named loudly and passed over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,6 +13,7 @@ else
   absent clippy "the code"
 fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
+scripts/advisories.sh
 scripts=(scripts/*.sh scripts/kafka/*.sh deploy/image/*.sh .ci/run)
 for script in "${scripts[@]}"; do bash -n "$script"; done
 if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; else absent shellcheck "the shell scripts"; fi

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# scripts/package.sh BINARY FOLDER: the release's archive for this machine's architecture, FOLDER/feedlens-VERSION-ARCH-linux.tar.gz:
-# the binary with ONNX Runtime beside it, the bundled model and feed, completion scripts and manual pages. Unpacked anywhere, its
+# scripts/package.sh BINARY LIBRARIES FOLDER: the release's archive for this machine's architecture,
+# FOLDER/feedlens-VERSION-ARCH-linux.tar.gz: the binary with the files of LIBRARIES (ONNX Runtime, by deploy/image/wheel.sh) beside
+# it, the bundled model and feed, completion scripts, manual pages, and the documents with what they point to. Unpacked anywhere, its
 # `./feedlens demo` runs in its folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=$1
-folder=$(realpath "$2")
+libraries=$2
+folder=$(realpath "$3")
 
 version=$("$binary" --version | cut -d ' ' -f 2)
 name="feedlens-$version-$(uname -m)-linux"
@@ -15,12 +17,15 @@ root="$work/$name"
 
 install -D "$binary" "$root/feedlens"
 strip "$root/feedlens"
-deploy/image/wheel.sh deploy/image/onnxruntime-cpu.txt "$root/lib"
-mkdir -p "$root/models" "$root/completions"
-cp -r models/small "$root/models/"
-cp -r demo LICENSE README.md CHANGELOG.md "$root/"
-install -D -m 644 config/default.toml "$root/config/default.toml"
-for shell in bash zsh fish; do "$root/feedlens" completions "$shell" >"$root/completions/feedlens.$shell"; done
+cp -r "$libraries" "$root/lib"
+cp -r config demo docs k8s observability CHANGELOG.md CONTRIBUTING.md LICENSE README.md README.zh.md "$root/"
+cp -r --parents deploy/compose models/small "$root/"
+mkdir "$root/completions"
+# By the names that the shells look for.
+for completion in bash:feedlens zsh:_feedlens fish:feedlens.fish; do
+  "$root/feedlens" completions "${completion%%:*}" >"$root/completions/${completion#*:}"
+done
 "$root/feedlens" man --out "$root/man/man1" >/dev/null
-tar --create --gzip --owner 0 --group 0 --directory "$work" --file "$folder/$name.tar.gz" "$name"
+# The same for everybody who unpacks it, whoever made it.
+tar --create --gzip --sort name --owner 0 --group 0 --mode a+rX,u+w,go-w --directory "$work" --file "$folder/$name.tar.gz" "$name"
 echo "$folder/$name.tar.gz"

@@ -35,6 +35,7 @@ packages_missing() {
   if [ "${1:-}" = tests ]; then
     need chromium command -v chromium
     need chromium-driver command -v chromedriver
+    need curl command -v curl
     # Networks of their own, in which files of images are run.
     need iproute2 command -v ip
   fi

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{SecondsFormat, Utc};
@@ -91,7 +91,9 @@ impl Arguments {
             config.store.edge.dir = temporary.path().join("edge");
         }
         // Opened first: a wrong --posts should not cost a model's loading time.
-        let feed = Feed::open(&self.posts)?;
+        let feed = Feed::open(&self.posts).map_err(|error| {
+            anyhow!("{error:#}; run the demo in the folder that holds demo/ and models/, or name a feed with --posts")
+        })?;
         let kafka = &config.kafka;
         let topics = [
             &kafka.posts_topic,

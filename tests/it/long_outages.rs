@@ -137,11 +137,8 @@ fn ends(kafka: &KafkaConfig) -> BTreeMap<i32, i64> {
 }
 
 async fn outages_of(parts: &[&str], length: Duration) {
-    let Some(services) = tokio::task::spawn_blocking(Kafka::start).await.unwrap() else { return };
-    let Some(mut server) = tokio::task::spawn_blocking(|| Server::start("", None)).await.unwrap() else {
-        crate::store_server::shared();
-        return;
-    };
+    let Some(services) = tokio::task::block_in_place(Kafka::start) else { return };
+    let Some(mut server) = Server::start("", None) else { return };
     let mut kafka = config(&services.brokers);
     (kafka.posts_topic, kafka.dead_letter_topic) = ("posts".to_owned(), "posts.dlq".to_owned());
     create_topic(&kafka, "posts", PARTITIONS, &[]).await;

@@ -36,6 +36,7 @@ mod memory;
 mod observability;
 mod outage_support;
 mod outages;
+mod package;
 mod page;
 mod page_states;
 mod page_topics;

@@ -7,7 +7,7 @@ use qdrant_client::qdrant::{StrictModeConfigBuilder, UpdateCollectionBuilder};
 
 use crate::kafka_support::wait_until;
 use crate::outage_support::{Disk, Feed, MIB, ends_having_told_once, says};
-use crate::store_server::{Server, shared};
+use crate::store_server::Server;
 
 fn feed_to(server: &Server) -> Feed {
     Feed::new(vec![
@@ -15,15 +15,6 @@ fn feed_to(server: &Server) -> Feed {
         format!("store.qdrant.url={}", server.url()),
         format!("store.qdrant.api_key={}", server.api_key),
     ])
-}
-
-async fn start(api_key: &'static str, disk: Option<&Disk>) -> Option<Server> {
-    let storage = disk.map(Disk::path);
-    let server = tokio::task::spawn_blocking(move || Server::start(api_key, storage)).await.expect("no panic");
-    if server.is_none() {
-        shared();
-    }
-    server
 }
 
 fn client(server: &Server) -> Qdrant {
@@ -48,7 +39,7 @@ async fn collection(client: &Qdrant) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_of_the_server_pauses_ingest_until_there_is_room() {
     let Some(disk) = Disk::new(400 * MIB) else { return };
-    let Some(server) = start("", Some(&disk)).await else { return };
+    let Some(server) = Server::start("", Some(disk.path())) else { return };
     let mut feed = feed_to(&server);
     let mut running = feed.worker(&[]);
     feed.send(200).await;
@@ -66,7 +57,7 @@ async fn a_full_disk_of_the_server_pauses_ingest_until_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_the_collection_pauses_ingest_until_it_is_raised() {
-    let Some(server) = start("", None).await else { return };
+    let Some(server) = Server::start("", None) else { return };
     let mut feed = feed_to(&server);
     let mut running = feed.worker(&[]);
     feed.send(200).await;
@@ -90,7 +81,7 @@ async fn a_limit_of_the_collection_pauses_ingest_until_it_is_raised() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_pauses_ingest_until_it_is_accepted_again() {
-    let Some(server) = start("first-k3y", None).await else { return };
+    let Some(server) = Server::start("first-k3y", None) else { return };
     let mut feed = feed_to(&server);
     let mut running = feed.worker(&[]);
     feed.send(200).await;
@@ -106,7 +97,7 @@ async fn a_revoked_key_pauses_ingest_until_it_is_accepted_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_is_deleted_ends_the_worker_with_a_sentence() {
-    let Some(server) = start("", None).await else { return };
+    let Some(server) = Server::start("", None) else { return };
     let mut feed = feed_to(&server);
     let mut running = feed.worker(&[]);
     feed.send(200).await;
@@ -123,7 +114,7 @@ async fn a_collection_that_is_deleted_ends_the_worker_with_a_sentence() {
 /// With a limit that no post fits into.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_rejects_every_post_ends_the_worker_without_a_dead_letter() {
-    let Some(server) = start("", None).await else { return };
+    let Some(server) = Server::start("", None) else { return };
     let mut feed = feed_to(&server);
     let mut running = feed.worker(&[]);
     feed.send(200).await;

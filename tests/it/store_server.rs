@@ -3,7 +3,6 @@
 //! `QDRANT_URL` (gRPC; with `QDRANT_API_KEY` where it asks for one) names a running server; else a `qdrant` binary on
 //! the PATH is started on free ports of the loopback interface. With neither, the tests say that they were skipped.
 
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +15,7 @@ use feedlens::store::{Filter, VectorName};
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{CreateAliasBuilder, CreateCollectionBuilder, Distance, VectorParamsBuilder};
 
+use crate::skip;
 use crate::store_support::{Bench, delete, found, stamp, stored, upsert, vector};
 
 /// The server that all tests share; `None` where there is none.
@@ -25,25 +25,25 @@ pub fn shared() -> Option<(String, Secret)> {
         if let Ok(url) = std::env::var("QDRANT_URL") {
             return Some((url, Secret::new(std::env::var("QDRANT_API_KEY").unwrap_or_default())));
         }
-        let server = Server::start("", None)?;
+        let server = Server::launch(binary()?, "", None);
         let url = server.url();
         // For all tests: it ends with the process.
         std::mem::forget(server);
         Some((url, Secret::default()))
     });
     if found.is_none() {
-        // Not through eprintln, which the harness keeps from the terminal.
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED {name}: no Qdrant server (set QDRANT_URL, or put a qdrant binary on the PATH)"
-        );
+        skip::unable("no Qdrant server (set QDRANT_URL, or put a qdrant binary on the PATH)");
     }
     found.clone()
 }
 
 /// The second key of a server that asks for one: it only reads.
 const READ_ONLY: &str = "r3ad-only";
+
+fn binary() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|path| path.join("qdrant")).find(|path| path.is_file())
+}
 
 /// A server of this process's own.
 pub struct Server {
@@ -57,10 +57,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// `None` where there is no binary. Without `storage`, a folder of its own.
+    /// `None`, said loudly, where there is no binary: a server that runs elsewhere does not serve. Without `storage`, a
+    /// folder of its own.
     pub fn start(api_key: &'static str, storage: Option<PathBuf>) -> Option<Self> {
-        let path = std::env::var_os("PATH")?;
-        let binary = std::env::split_paths(&path).map(|path| path.join("qdrant")).find(|path| path.is_file())?;
+        let Some(binary) = binary() else {
+            skip::unable("no qdrant binary on the PATH; it needs a server that it can start and end");
+            return None;
+        };
+        Some(tokio::task::block_in_place(|| Self::launch(binary, api_key, storage)))
+    }
+
+    fn launch(binary: PathBuf, api_key: &'static str, storage: Option<PathBuf>) -> Self {
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, grpc] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
         drop(ports);
@@ -68,7 +75,7 @@ impl Server {
         let storage = storage.unwrap_or_else(|| folder.path().join("storage"));
         let mut server = Self { binary, folder, http, grpc, api_key, storage, process: None };
         server.begin();
-        Some(server)
+        server
     }
 
     pub fn url(&self) -> String {
@@ -158,10 +165,7 @@ async fn malformed_api_key_is_not_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_api_key_is_said_and_not_shown() {
-    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y", None)).await.unwrap() else {
-        shared();
-        return;
-    };
+    let Some(server) = Server::start("right-k3y", None) else { return };
     let mut bench = bench_at(&server.url());
     for wrong in ["wrong-k3y", "", "s3cr3t\nkey"] {
         bench.config.qdrant.api_key = Secret::new(wrong);
@@ -177,10 +181,7 @@ async fn wrong_api_key_is_said_and_not_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_only_reads_serves_once_a_writer_has_made_the_indexes() {
-    let Some(server) = tokio::task::spawn_blocking(|| Server::start("right-k3y", None)).await.unwrap() else {
-        shared();
-        return;
-    };
+    let Some(server) = Server::start("right-k3y", None) else { return };
     let mut bench = bench_at(&server.url());
     bench.config.qdrant.api_key = Secret::new("right-k3y");
     bench.open().await.write(vec![upsert("p", 1)]).await.unwrap();
@@ -200,10 +201,7 @@ async fn a_key_that_only_reads_serves_once_a_writer_has_made_the_indexes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outage_is_retried_and_recovers() {
-    let Some(mut server) = tokio::task::spawn_blocking(|| Server::start("", None)).await.unwrap() else {
-        shared();
-        return;
-    };
+    let Some(mut server) = Server::start("", None) else { return };
     let mut bench = bench_at(&server.url());
     bench.config.qdrant.timeout = Duration::from_secs(2);
     let store = bench.open().await;
