@@ -52,6 +52,8 @@ pub struct Config {
     pub query: crate::query::QueryConfig,
     /// The admin endpoints.
     pub admin: crate::service::AdminConfig,
+    /// Traces.
+    pub traces: crate::traces::TracesConfig,
 }
 
 /// What the command line and the environment say of the configuration.
@@ -131,6 +133,7 @@ impl Config {
         self.query.check()?;
         self.store.check()?;
         self.admin.check()?;
+        self.traces.check()?;
         self.kafka.check_drain("ingest.drain_timeout", self.ingest.drain_timeout)?;
         if self.query.kafka {
             self.kafka.check_drain("query.timeout", self.query.timeout)?;
@@ -337,6 +340,7 @@ mod tests {
             "kafka.ssl_key_password=hunter2",
             "kafka.properties.ssl.keystore.password=hunter2",
             "kafka.properties.ssl.key.pem=hunter2",
+            "traces.headers=authorization=Bearer hunter2",
             "kafka.sasl_mechanism=OAUTHBEARER",
             "kafka.security=sasl_plaintext",
             "kafka.oauth.client_id=ada",

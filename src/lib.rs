@@ -8,7 +8,7 @@
 //! | [`post`], [`captions`], [`feed`] | the post, what of its caption is tokenised, files of posts |
 //! | [`reindex`] | another model's collection beside the live one: filled, compared |
 //! | [`eval`] | evaluation and batch retrieval |
-//! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`] | what all share |
+//! | [`backoff`], [`config`], [`error`], [`metrics`], [`service`], [`text`], [`traces`] | what all share |
 //! | [`cli`] | one thin file a command; nothing imports it |
 //!
 //! ```text
@@ -41,3 +41,4 @@ pub mod service;
 pub mod standing;
 pub mod store;
 pub mod text;
+pub mod traces;

@@ -52,6 +52,8 @@ const CACHE_RESULTS: [&str; 2] = ["hit", "miss"];
 const SEARCH_PHASES: [&str; 4] = ["wait", "encode", "store", "total"];
 /// Labels of `tls_reloads_total`.
 const TLS_PORTS: [&str; 2] = ["query.tls", "admin.tls"];
+/// Labels of `trace_spans_total`.
+const TRACE_OUTCOMES: [&str; 3] = ["exported", "failed", "dropped"];
 /// Labels of `api_keys_reloads_total` and `tls_reloads_total`.
 const RELOAD_OUTCOMES: [&str; 2] = ["ok", "failed"];
 /// Labels of `replies_redirected_total`.
@@ -150,6 +152,8 @@ pub struct Metrics {
     pub config_reloads: IntCounterVec,
     /// By port (`query.tls`, `admin.tls`) and outcome (`ok`, `failed`).
     pub tls_reloads: IntCounterVec,
+    /// Spans of traces, by what became of them: `exported`, `failed` (the collector did not take them), `dropped` (too many).
+    pub trace_spans: IntCounterVec,
     /// Seconds in a phase of a search: `wait`, `encode`, `store`, `total`.
     pub search_seconds: HistogramVec,
     /// 1 while the worker is ready, as `/readyz` says it, looked at every few seconds.
@@ -302,6 +306,7 @@ impl Metrics {
                 "Changes of the certificate of a port.",
                 &["port", "outcome"],
             ),
+            trace_spans: make.counters("trace_spans_total", "Spans of traces, by what became of them.", &["outcome"]),
             search_seconds: make.histograms("search_seconds", "Seconds in a phase of a search.", &["phase"], &SECONDS),
             ready: make.int_gauge("ready", "1 while the worker is ready, as /readyz says it."),
             memory_limit_bytes: make.int_gauge(
@@ -367,6 +372,9 @@ impl Metrics {
         }
         for phase in SEARCH_PHASES {
             self.search_seconds.with_label_values(&[phase]);
+        }
+        for outcome in TRACE_OUTCOMES {
+            self.trace_spans.with_label_values(&[outcome]);
         }
         for outcome in RELOAD_OUTCOMES {
             self.api_keys_reloads.with_label_values(&[outcome]);

@@ -31,6 +31,7 @@ use crate::query::live::Live;
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchService, Source};
 use crate::service;
+use crate::traces::{self, Span};
 
 /// Topics that the demo asks when the feed is in; a person should nod at the answers.
 const SAMPLE_TOPICS: [&str; 4] = ["水果", "交通工具", "红苹果", "a flying animal"];
@@ -112,6 +113,7 @@ impl Arguments {
 
         let metrics = Arc::new(Metrics::new());
         metrics.tell_process("demo");
+        traces::start(&config.traces, "feedlens-demo", &metrics)?;
         let encoder = start::encoder(&config, &metrics).await?;
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
@@ -228,7 +230,7 @@ async fn tell(
 }
 
 async fn answer(search: &SearchService, title: &str, request: SearchRequest) -> Result<()> {
-    match search.search(request, Source::Cli).await {
+    match search.search(request, Source::Cli, &Span::default()).await {
         Ok(response) => {
             output::print(format_args!("\n{title}  ({:.1} ms)\n{}", response.took_ms, table::render(&response, None)))
         }

@@ -12,7 +12,7 @@ use crate::ingest::progress::Progress;
 use crate::ingest::{self, IngestParts, Role};
 use crate::kafka::{self, StatusSlot};
 use crate::metrics::Metrics;
-use crate::service;
+use crate::{service, traces};
 
 /// Index posts from Kafka: encode, store, commit; runs until SIGTERM
 ///
@@ -27,6 +27,7 @@ impl Arguments {
         let shutdown = service::shutdown_on_signal()?;
         let metrics = Arc::new(Metrics::new());
         metrics.tell_process("ingest");
+        traces::start(&config.traces, "feedlens-ingest", &metrics)?;
         let _reloading = reload.at_hangup(config.clone(), metrics.clone())?;
         kafka::check_reachable(&config.kafka).await?;
         let encoder = start::encoder(&config, &metrics).await?;

@@ -37,6 +37,7 @@ use toml::Value;
 use crate::cli::reload::Reload;
 use crate::config::{Config, Overrides};
 use crate::service::Logs;
+use crate::traces;
 
 /// Exit code for wrong use and wrong configuration; clap uses the same.
 const EXIT_USAGE: u8 = 2;
@@ -165,7 +166,7 @@ fn run(command: Command, config: Config, overrides: Overrides) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let result = runtime.block_on(async {
-        match command {
+        let ended = match command {
             Command::Ingest(arguments) => arguments.run(config, reload).await,
             Command::Query(arguments) => arguments.run(config, reload).await,
             Command::Ready(arguments) => arguments.run(config).await,
@@ -179,7 +180,9 @@ fn run(command: Command, config: Config, overrides: Overrides) -> Result<()> {
             Command::Dlq(command) => command.run(config).await,
             Command::Collection(command) => command.run(config).await,
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(()),
-        }
+        };
+        traces::end().await;
+        ended
     });
     // A picture that is still being decoded must not hold up an end that was asked for.
     runtime.shutdown_background();

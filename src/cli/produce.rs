@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use opentelemetry::trace::SpanKind;
 use tokio::sync::mpsc;
 
 use crate::cli::output;
@@ -14,7 +15,9 @@ use crate::config::Config;
 use crate::feed::{Feed, Message};
 use crate::kafka;
 use crate::kafka::Producer;
+use crate::metrics::Metrics;
 use crate::service;
+use crate::traces::{self, Span, span};
 
 /// Messages on their way to the broker at a time.
 const IN_FLIGHT: usize = 256;
@@ -41,6 +44,7 @@ impl Arguments {
         // Opened first: for a file that is not there nobody should wait for brokers.
         let feed = Feed::open(&self.file)?;
         kafka::check_reachable(&config.kafka).await?;
+        traces::start(&config.traces, "feedlens-produce", &Metrics::new())?;
         let producer = Producer::new(&config.kafka)?;
         let mut messages = read_in_background(feed);
         let mut sending = FuturesUnordered::new();
@@ -110,5 +114,11 @@ async fn next_paced(
 /// Sends one message and waits for the broker's acknowledgement.
 pub async fn send(producer: &Producer, topic: &str, message: Message) -> Result<(), crate::error::Fault> {
     let key = message.key.as_ref().map(String::as_bytes);
-    producer.send(topic, key, Some(&message.value), &[]).await.map(drop)
+    let span = Span::begin(SpanKind::Producer, || format!("send {topic}").into(), || None);
+    span.set(|| {
+        let key = message.key.as_deref().map(|key| span::text("messaging.kafka.message.key", key));
+        span::messaging("send", topic).into_iter().chain(key).collect()
+    });
+    let sent = producer.send(topic, key, Some(&message.value), &span.headers()).await;
+    sent.map(drop).inspect_err(|fault| span.fail("broker", &fault.to_string()))
 }

@@ -18,6 +18,7 @@ use crate::query::service::{ModelInfo, SearchService, ServiceParts};
 use crate::query::{http, kafka};
 use crate::service;
 use crate::store::SharedStore;
+use crate::traces;
 
 /// Answer searches: HTTP, the web page, and requests that come over Kafka; runs until SIGTERM
 #[derive(Args)]
@@ -29,6 +30,7 @@ impl Arguments {
         let shutdown = service::shutdown_on_signal()?;
         let metrics = Arc::new(Metrics::new());
         metrics.tell_process("query");
+        traces::start(&config.traces, "feedlens-query", &metrics)?;
         let _reloading = reload.at_hangup(config.clone(), metrics.clone())?;
         if config.query.kafka {
             crate::kafka::check_reachable(&config.kafka).await?;

@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::post::ImageSource;
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchHit, SearchResponse, SearchService, Source};
+use crate::traces::Span;
 
 /// Ask one topic, or with one picture, from the terminal
 ///
@@ -160,7 +161,7 @@ impl Arguments {
         let store = start::open_store(&config, &encoder, &metrics).await?;
         let search = query::search_service(&config, &encoder, &store, &metrics)?;
         let found = async {
-            let response = search.search(request, Source::Cli).await?;
+            let response = search.search(request, Source::Cli, &Span::default()).await?;
             let shown = match self.json {
                 true => format!("{}\n", serde_json::to_string(&response)?),
                 false => show(&response, &search, self.pictures).await?,

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 const MASK: &str = "********";
 
 /// Parts of names that hold secrets, in our own keys and in librdkafka's.
-const SECRET_NAMES: [&str; 7] = ["api_key", "jaas", "key.pem", "passphrase", "password", "secret", "token"];
+const SECRET_NAMES: [&str; 8] =
+    ["api_key", "jaas", "key.pem", "passphrase", "password", "secret", "token", "traces.headers"];
 
 /// Whether the value of a key with this name must not be shown.
 pub fn is_secret(name: &str) -> bool {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::KeyValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::encode::batcher::{Batch, Batcher};
@@ -14,6 +15,8 @@ use crate::encode::split::{Encoded, encode_each};
 use crate::encode::{Encode, EncoderConfig, KnownGood, PreparedImage, PreparedText, Tower, normalise};
 use crate::error::{Fault, Outage, Reason};
 use crate::metrics::Metrics;
+use crate::traces::Span;
+use crate::traces::span::BATCH_SIZE;
 
 /// Who waits for an item: a person (never waits for a batch to fill) or the feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +34,8 @@ const HUNG_AFTER: Duration = Duration::from_secs(300);
 
 struct Item<T> {
     input: T,
+    /// What the item belongs to, and when it came.
+    asker: (Span, Instant),
     reply: oneshot::Sender<Result<Vec<f32>, Fault>>,
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -103,6 +108,7 @@ impl Drop for WorkerGuard {
 #[derive(Clone)]
 pub struct EncoderHandle {
     shared: Arc<CloseOnDrop>,
+    span: Span,
 }
 
 impl EncoderHandle {
@@ -135,7 +141,7 @@ impl EncoderHandle {
             runs: encoders.iter().map(|_| Mutex::new(None)).collect(),
             busy_nanoseconds: AtomicU64::new(0),
         });
-        let handle = Self { shared: Arc::new(CloseOnDrop(shared.clone())) };
+        let handle = Self { shared: Arc::new(CloseOnDrop(shared.clone())), span: Span::default() };
         for (index, encoder) in encoders.into_iter().enumerate() {
             let worker = WorkerGuard(shared.clone());
             std::thread::Builder::new()
@@ -143,6 +149,11 @@ impl EncoderHandle {
                 .spawn(move || work(&worker.0, index, encoder))?;
         }
         Ok(handle)
+    }
+
+    /// The same encoder for what this span is of: single items are told as steps of it, from the asking to the vector.
+    pub fn traced(&self, span: &Span) -> Self {
+        Self { shared: self.shared.clone(), span: span.clone() }
     }
 
     /// Whether only a new process helps; cheap, for `/livez`.
@@ -199,7 +210,8 @@ impl EncoderHandle {
                 let (reply, answer) = oneshot::channel();
                 let length = input.ids.len();
                 if !closed {
-                    queues.texts.push(Item { input, reply, _room: None }, length, Priority::Query, now);
+                    let asker = (Span::default(), now);
+                    queues.texts.push(Item { input, asker, reply, _room: None }, length, Priority::Query, now);
                 }
                 answer
             };
@@ -235,6 +247,7 @@ impl EncoderHandle {
         room: &Arc<Semaphore>,
         queue: impl FnOnce(&mut Queues) -> &mut Batcher<Item<T>>,
     ) -> Result<Vec<f32>, Fault> {
+        let asker = (self.span.clone(), Instant::now());
         let room = match priority {
             Priority::Query => None,
             Priority::Feed => Some(room.clone().acquire_owned().await.map_err(|_| gone())?),
@@ -245,7 +258,7 @@ impl EncoderHandle {
             if queues.closed {
                 return Err(gone());
             }
-            queue(&mut queues).push(Item { input, reply, _room: room }, length, priority, Instant::now());
+            queue(&mut queues).push(Item { input, asker, reply, _room: room }, length, priority, Instant::now());
         }
         self.shared.0.arrived.notify_one();
         answer.await.unwrap_or_else(|_| Err(gone()))
@@ -272,14 +285,14 @@ fn work(shared: &Shared, worker: usize, mut encoder: Box<dyn Encode>) {
         *shared.running(worker) = Some(started);
         match due {
             Due::Images(batch) => {
-                observe(shared, Tower::Image, &batch);
-                reply(batch, &shared.known_good.image, &mut |inputs| encoder.images(inputs));
-                observe_run(shared, Tower::Image, started);
+                let run = observe(shared, Tower::Image, &batch, started);
+                reply(batch, &run, &shared.known_good.image, &mut |inputs| encoder.images(inputs));
+                observe_run(shared, &run);
             }
             Due::Texts(batch) => {
-                observe(shared, Tower::Text, &batch);
-                reply(batch, &shared.known_good.text, &mut |inputs| encoder.texts(inputs));
-                observe_run(shared, Tower::Text, started);
+                let run = observe(shared, Tower::Text, &batch, started);
+                reply(batch, &run, &shared.known_good.text, &mut |inputs| encoder.texts(inputs));
+                observe_run(shared, &run);
             }
         }
         *shared.running(worker) = None;
@@ -332,25 +345,49 @@ fn update_gauges(shared: &Shared, queues: &mut Queues, now: Instant) {
     }
 }
 
-fn observe<T>(shared: &Shared, tower: Tower, batch: &Batch<T>) {
-    let tower = [tower.as_str()];
-    shared.metrics.batch_size.with_label_values(&tower).observe(batch.items.len() as f64);
-    shared.metrics.batch_wait_seconds.with_label_values(&tower).observe(batch.waited.as_secs_f64());
+/// A batch in the encoder.
+struct Run {
+    tower: Tower,
+    items: usize,
+    started: Instant,
 }
 
-fn observe_run(shared: &Shared, tower: Tower, started: Instant) {
-    let elapsed = started.elapsed();
+fn observe<T>(shared: &Shared, tower: Tower, batch: &Batch<T>, started: Instant) -> Run {
+    let labels = [tower.as_str()];
+    shared.metrics.batch_size.with_label_values(&labels).observe(batch.items.len() as f64);
+    shared.metrics.batch_wait_seconds.with_label_values(&labels).observe(batch.waited.as_secs_f64());
+    Run { tower, items: batch.items.len(), started }
+}
+
+fn observe_run(shared: &Shared, run: &Run) {
+    let elapsed = run.started.elapsed();
     shared.busy_nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    let labels = [tower.as_str(), shared.provider.as_str()];
+    let labels = [run.tower.as_str(), shared.provider.as_str()];
     shared.metrics.encode_seconds.with_label_values(&labels).observe(elapsed.as_secs_f64());
 }
 
-fn reply<T>(batch: Batch<Item<T>>, known_good: &T, encode: &mut dyn FnMut(&[T]) -> Encoded) {
+impl Run {
+    /// Tells the wait and the run as a step of the item's trace.
+    fn trace(&self, (span, asked): &(Span, Instant)) {
+        span.past_with("encode", *asked, |builder| {
+            let wait = self.started.saturating_duration_since(*asked);
+            builder.with_attributes([
+                KeyValue::new("feedlens.tower", self.tower.as_str()),
+                KeyValue::new(BATCH_SIZE, self.items as i64),
+                KeyValue::new("feedlens.batch.wait_seconds", wait.as_secs_f64()),
+            ])
+        });
+    }
+}
+
+fn reply<T>(batch: Batch<Item<T>>, run: &Run, known_good: &T, encode: &mut dyn FnMut(&[T]) -> Encoded) {
     // A caller that gave up (a search past its time) is not worth encoding for.
     let waiting = batch.items.into_iter().filter(|item| !item.reply.is_closed());
-    let (inputs, replies): (Vec<_>, Vec<_>) = waiting.map(|item| (item.input, (item.reply, item._room))).unzip();
+    let (inputs, replies): (Vec<_>, Vec<_>) =
+        waiting.map(|item| (item.input, (item.asker, item.reply, item._room))).unzip();
     let answers = encode_each(&inputs, known_good, encode);
-    for ((reply, _room), answer) in replies.into_iter().zip(answers) {
+    for ((asker, reply, _room), answer) in replies.into_iter().zip(answers) {
+        run.trace(&asker);
         // A closed reply: the caller gave up meanwhile.
         let _ = reply.send(answer);
     }

@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::encode::encoder::Encoder;
 use crate::error::{Fault, Outage};
 use crate::ingest::outage::OutageLog;
-use crate::ingest::prepare::Prepared;
 use crate::ingest::progress::Progress;
+use crate::ingest::write::Pending;
 use crate::kafka::{Cleanup, Producer, create_absent};
 use crate::labels::{Moderation, Routed, Verdict};
 use crate::metrics::{MATCH, MODERATION, Metrics};
@@ -27,6 +27,7 @@ use crate::standing::watch::Candidate;
 use crate::standing::{self, Match, Watch};
 use crate::store::{Outcome, Point, Write};
 use crate::text::escaped;
+use crate::traces::Span;
 
 /// Messages that wait for their acknowledgement, for each batch: each holds a copy of its post's caption.
 const SENDING: usize = 256;
@@ -123,36 +124,37 @@ impl Announcer {
     ///
     /// # Errors
     /// [`Fault::Fatal`]: the runtime ends.
-    pub async fn announce(&self, written: &[(&Prepared, Outcome)]) -> Result<(), Fault> {
+    pub async fn announce(&self, written: &[(Pending, Outcome)]) -> Result<(), Fault> {
         let (started, now) = (Instant::now(), Utc::now().trunc_subsecs(3));
         let (mut shown, mut routed) = (Vec::with_capacity(written.len()), Vec::new());
-        for (prepared, outcome) in written {
+        for (Pending { envelope, prepared, .. }, outcome) in written {
             let (Write::Upsert(point), Outcome::Applied) = (&prepared.write, outcome) else { continue };
-            let verdict = &prepared.verdict;
+            let (verdict, span) = (&prepared.verdict, &envelope.span);
             self.count(verdict);
             if verdict.asks_for(Moderation::Route) {
-                routed.push((point, verdict));
+                routed.push((point, verdict, span));
             }
             if !verdict.asks_for(Moderation::Hide) {
-                shown.push(point);
+                shown.push((point, span));
             }
         }
         let matches = self.matches(&shown).await?;
         // Messages are made as they are sent: all of them at once would hold many copies of a caption.
         let mut sending = FuturesUnordered::new();
-        for (point, verdict) in routed {
+        for (point, verdict, span) in routed {
             while sending.len() >= SENDING {
                 sending.next().await;
             }
-            sending.push(self.tell(&self.moderation, Told::Routed(Box::new(Routed::new(point, verdict, now)))));
+            let told = Told::Routed(Box::new(Routed::new(point, verdict, now)));
+            sending.push(self.tell(&self.moderation, told, span));
         }
-        for (point, Matches { found, cut }) in shown.into_iter().zip(matches) {
+        for ((point, span), Matches { found, cut }) in shown.into_iter().zip(matches) {
             self.metrics.standing_matches_cut.inc_by(cut as u64);
             for found in found {
                 while sending.len() >= SENDING {
                     sending.next().await;
                 }
-                sending.push(self.tell(&self.matches, Told::Match(Match::new(&found, point, now))));
+                sending.push(self.tell(&self.matches, Told::Match(Match::new(&found, point, now)), span));
             }
         }
         if !sending.is_empty() {
@@ -163,11 +165,11 @@ impl Announcer {
     }
 
     /// One for each point, or none at all.
-    async fn matches(&self, points: &[&Point]) -> Result<Vec<Matches>, Fault> {
+    async fn matches(&self, points: &[(&Point, &Span)]) -> Result<Vec<Matches>, Fault> {
         match &self.watch {
             Some(watch) if !points.is_empty() && !watch.is_empty() => {
                 let mut candidates = Vec::with_capacity(points.len());
-                for point in points {
+                for (point, _) in points {
                     candidates.push(Candidate { image: point.image.clone(), caption: point.caption.clone() });
                 }
                 watch.compare(candidates).await
@@ -192,16 +194,17 @@ impl Announcer {
     /// Sends until the brokers have acknowledged it: also where a person must act first, for nothing that is told may be
     /// lost. Meanwhile `/readyz` says what with. The one end without that: its short form is too large as well, and waiting
     /// would hold up its partition for what others are only told of.
-    async fn tell(&self, channel: &Channel, mut told: Told) {
+    async fn tell(&self, channel: &Channel, mut told: Told, span: &Span) {
         let Channel { topic, outage } = channel;
         let (kind, key) = (told.kind(), told.key().to_owned());
+        let (started, headers) = (Instant::now(), span.headers());
         let mut value = serialised(&told);
         // The caption waits once.
         told.shorten();
         let mut is_whole = true;
         let mut backoff = Backoff::new(self.retry.0, self.retry.1);
         let is_told = loop {
-            match self.producer.send(topic, Some(key.as_bytes()), Some(&value), &[]).await {
+            match self.producer.send(topic, Some(key.as_bytes()), Some(&value), &headers).await {
                 Ok(_) => break true,
                 Err(Fault::Reject { .. }) if is_whole => {
                     is_whole = false;
@@ -220,11 +223,14 @@ impl Announcer {
                 }
                 Err(fault) => {
                     self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
-                    outage.failed(Outage::Broker, &fault.to_string());
+                    let detail = fault.to_string();
+                    outage.failed(Outage::Broker, &detail);
+                    span.retry(Outage::Broker.as_str(), &detail);
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
         };
+        span.past("announce", started);
         // A size that is refused is an answer too.
         outage.succeeded();
         if is_told && !is_whole {

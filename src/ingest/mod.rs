@@ -21,7 +21,7 @@ pub mod purge;
 pub mod write;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,7 @@ async fn prepare_one(
     let work = async {
         match preparer.prepare(&envelope).await {
             Ok(prepared) => to_write
-                .send(Pending { envelope, prepared })
+                .send(Pending { envelope, prepared, since: Instant::now() })
                 .await
                 .map_err(|_| Fault::fatal("the write stage has ended while posts were being prepared")),
             Err(Fault::Reject { reason, detail }) => {

@@ -29,6 +29,8 @@ use crate::labels::{Labeller, Verdict};
 use crate::metrics::Metrics;
 use crate::post::{ImageSource, Post, PostsConfig, point_id, post_id_from_key, tombstone_version};
 use crate::store::{Order, Origin, Point, Tombstone, Write};
+use crate::traces::Span;
+use crate::traces::span::{self, POST_ID};
 
 /// Turns messages into writes; shared by all of them.
 pub struct Preparer {
@@ -88,7 +90,9 @@ impl Preparer {
             Some(payload) if !payload.is_empty() => self.upsert(envelope, payload, source).await,
             // Empty and absent are the same to many producers.
             _ => {
-                let write = Write::Delete(deletion(envelope, source)?);
+                let deletion = deletion(envelope, source)?;
+                envelope.span.set(|| vec![span::text(POST_ID, &deletion.post_id)]);
+                let write = Write::Delete(deletion);
                 Ok(Prepared { write, image_pending: None, verdict: Verdict::default() })
             }
         }
@@ -99,7 +103,8 @@ impl Preparer {
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn picture(&self, source: &ImageSource) -> Result<Vec<f32>, Fault> {
-        let (prepared, _) = self.decode(self.fetch(source).await?, false).await?;
+        let span = Span::default();
+        let (prepared, _) = self.decode(self.fetch(source, &span).await?, false, &span).await?;
         self.encoder.handle.image(prepared, Priority::Feed).await
     }
 
@@ -120,7 +125,9 @@ impl Preparer {
 
     async fn upsert(&self, envelope: &Envelope, payload: &Bytes, source: Origin) -> Result<Prepared, Fault> {
         let Parsed { post, text, inline } = self.parse(envelope, payload).await?;
-        let (image, caption) = tokio::join!(self.image(&post, inline), self.caption(text));
+        let span = &envelope.span;
+        span.set(|| vec![span::text(POST_ID, &post.post_id)]);
+        let (image, caption) = tokio::join!(self.image(&post, inline, span), self.caption(text, span));
         let by_caption = self.images.unavailable == Unavailable::Caption && post.caption.is_some();
         let (image, image_pending) = match image {
             Err(Fault::Reject { reason: Reason::ImageUnavailable, detail }) if by_caption => (None, Some(detail)),
@@ -148,7 +155,7 @@ impl Preparer {
         let (key, payload, limits) = (envelope.key.clone(), payload.clone(), self.posts.clone());
         let (tokenizer, fetcher, metrics) =
             (self.encoder.tokenizer.clone(), self.fetcher.clone(), self.metrics.clone());
-        let captions = self.captions;
+        let (captions, span) = (self.captions, envelope.span.clone());
         self.off_the_async_threads(move || {
             let started = Instant::now();
             let mut post = Post::parse(&payload, key.as_deref(), &limits)?;
@@ -156,46 +163,52 @@ impl Preparer {
                 Some(ImageSource::Base64(text)) => Some(fetcher.inline(&std::mem::take(text), share)?),
                 _ => None,
             };
-            observe(&metrics, "parse", started);
+            observe(&metrics, &span, "parse", started);
             let started = Instant::now();
             let tokens = |caption| tokenizer.encode(&captions.apply(caption));
             let text = post.caption.as_deref().map(tokens).transpose()?;
-            observe(&metrics, "tokenize", started);
+            observe(&metrics, &span, "tokenize", started);
             Ok(Parsed { post, text, inline })
         })
         .await
     }
 
     /// The picture's vector and, where the picture came inside the message, its thumbnail.
-    async fn image(&self, post: &Post, inline: Option<Fetched>) -> Result<Option<(Vec<f32>, Option<String>)>, Fault> {
+    async fn image(
+        &self,
+        post: &Post,
+        inline: Option<Fetched>,
+        span: &Span,
+    ) -> Result<Option<(Vec<f32>, Option<String>)>, Fault> {
         let Some(source) = &post.image else { return Ok(None) };
         let keep_thumbnail = self.images.thumbnail_pixels > 0 && !matches!(source, ImageSource::Url(_));
         let bytes = match inline {
             Some(bytes) => bytes,
-            None => self.fetch(source).await?,
+            None => self.fetch(source, span).await?,
         };
-        let (prepared, thumbnail) = self.decode(bytes, keep_thumbnail).await?;
+        let (prepared, thumbnail) = self.decode(bytes, keep_thumbnail, span).await?;
         let started = Instant::now();
-        let vector = self.encoder.handle.image(prepared, Priority::Feed).await?;
-        observe(&self.metrics, "encode", started);
+        let vector = self.encoder.handle.traced(span).image(prepared, Priority::Feed).await?;
+        // Its trace is told by the encoder, which knows the batch.
+        observe(&self.metrics, &Span::default(), "encode", started);
         Ok(Some((vector, thumbnail)))
     }
 
-    async fn caption(&self, text: Option<PreparedText>) -> Result<Option<Vec<f32>>, Fault> {
+    async fn caption(&self, text: Option<PreparedText>, span: &Span) -> Result<Option<Vec<f32>>, Fault> {
         let Some(text) = text else { return Ok(None) };
-        self.encoder.handle.text(text, Priority::Feed).await.map(Some)
+        self.encoder.handle.traced(span).text(text, Priority::Feed).await.map(Some)
     }
 
     /// Tries again for as long as [`Patience`] says: a post that waits keeps its place among those in flight, and when
     /// all places are taken the source pauses.
-    async fn fetch(&self, source: &ImageSource) -> Result<Fetched, Fault> {
+    async fn fetch(&self, source: &ImageSource, span: &Span) -> Result<Fetched, Fault> {
         let place = place_of(source);
         let mut backoff = Backoff::new(self.images.retry_first, self.images.retry_max);
         let mut first_failure = None;
         loop {
             let started = Instant::now();
             let fetched = self.fetcher.bytes(source).await;
-            observe(&self.metrics, "fetch", started);
+            observe(&self.metrics, span, "fetch", started);
             let Err(Fault::Retry { outage, detail, after }) = fetched else {
                 if is_answer(&fetched)
                     && let Some(lasted) = self.patience.answered(&place, Instant::now())
@@ -205,6 +218,7 @@ impl Preparer {
                 return fetched;
             };
             self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc();
+            span.retry(outage.as_str(), &detail);
             let now = Instant::now();
             let first = *first_failure.get_or_insert(now);
             let failure = self.patience.failed(&place, first, now);
@@ -220,21 +234,27 @@ impl Preparer {
         }
     }
 
-    async fn decode(&self, bytes: Fetched, keep_thumbnail: bool) -> Result<(PreparedImage, Option<String>), Fault> {
+    async fn decode(
+        &self,
+        bytes: Fetched,
+        keep_thumbnail: bool,
+        span: &Span,
+    ) -> Result<(PreparedImage, Option<String>), Fault> {
         let options = self.images.decode_options(self.encoder.bundle.resolution);
         let thumbnail_pixels = self.images.thumbnail_pixels;
         let preprocessor = self.encoder.preprocessor;
         let (metrics, decoding, handle) = (self.metrics.clone(), self.decoding.clone(), Handle::current());
+        let span = span.clone();
         self.off_the_async_threads(move || {
             // Others that decode give theirs back without waiting for anything.
             let _share = handle.block_on(decoding.take(memory::needed(&bytes, &options)));
             let started = Instant::now();
             let picture = decode(&bytes, &options)?;
             drop(bytes);
-            observe(&metrics, "decode", started);
+            observe(&metrics, &span, "decode", started);
             let started = Instant::now();
             let prepared = preprocessor.prepare(&picture);
-            observe(&metrics, "resize", started);
+            observe(&metrics, &span, "resize", started);
             let thumbnail = keep_thumbnail.then(|| thumbnail(&picture, thumbnail_pixels));
             Ok((prepared, thumbnail.flatten()))
         })
@@ -283,7 +303,8 @@ fn is_answer(fetched: &Result<Fetched, Fault>) -> bool {
     )
 }
 
-fn observe(metrics: &Metrics, stage: &str, started: Instant) {
+fn observe(metrics: &Metrics, span: &Span, stage: &'static str, started: Instant) {
+    span.past(stage, started);
     metrics.stage_seconds.with_label_values(&[stage]).observe(started.elapsed().as_secs_f64());
 }
 

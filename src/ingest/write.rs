@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::Utc;
+use opentelemetry::KeyValue;
 use prometheus::IntGauge;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
@@ -19,6 +20,8 @@ use crate::ingest::{IngestConfig, flatten, give_up_on};
 use crate::kafka::{DeadLetters, Envelope, SendFault};
 use crate::metrics::Metrics;
 use crate::store::{Outcome, SharedStore, Write};
+use crate::traces::Span;
+use crate::traces::span::BATCH_SIZE;
 
 /// A message with what it asks for.
 pub struct Pending {
@@ -26,6 +29,8 @@ pub struct Pending {
     pub envelope: Envelope,
     /// The write.
     pub prepared: Prepared,
+    /// When it was ready to be written.
+    pub since: Instant,
 }
 
 /// A message that can never be indexed, or not wholly.
@@ -161,11 +166,20 @@ impl Writer {
     /// A fatal fault ends it at once, before anything is told or settled: the telling could wait for ever, and all of the
     /// batch comes again.
     async fn write<P>(&self, batch: Vec<Pending>, place: P) -> Written {
-        let (written, mut rejected) = self.write_all(batch).await?;
+        let (size, span) = (batch.len() as i64, Span::over("write batch", batch.iter().map(|it| &it.envelope.span)));
+        span.set(|| vec![KeyValue::new("db.operation.batch.size", size)]);
+        let written = self.write_all(batch, &span).await;
+        let (written, mut rejected) = written.inspect_err(|fault| span.fail("fatal", &fault.to_string()))?;
+        for (done, _) in &written {
+            done.envelope.span.past_with("write", done.since, |builder| {
+                let links = span.link().into_iter().collect();
+                builder.with_links(links).with_attributes([KeyValue::new(BATCH_SIZE, size)])
+            });
+        }
+        span.end();
         drop(place);
         if let Some(Others { announcer, .. }) = &self.others {
-            let writes = written.iter().map(|(done, outcome)| (&done.prepared, *outcome)).collect::<Vec<_>>();
-            announcer.announce(&writes).await?;
+            announcer.announce(&written).await?;
         }
         rejected.extend(written.into_iter().filter_map(|(done, outcome)| self.settle(done, outcome)));
         Ok(rejected)
@@ -173,14 +187,18 @@ impl Writer {
 
     /// Writes a batch, trying again for as long as the store is out of order; one that is rejected is halved until the
     /// write at fault stands alone. However many are at fault, all others are written.
-    async fn write_all(&self, batch: Vec<Pending>) -> Result<(Vec<(Pending, Outcome)>, Vec<Rejected>), Fault> {
+    async fn write_all(
+        &self,
+        batch: Vec<Pending>,
+        span: &Span,
+    ) -> Result<(Vec<(Pending, Outcome)>, Vec<Rejected>), Fault> {
         let (mut written, mut rejected) = (Vec::with_capacity(batch.len()), Vec::new());
         // Once a batch: what the store takes now, it most likely took all the time.
         let mut probed = None;
         let mut stack = vec![batch];
         while let Some(mut batch) = stack.pop() {
             let writes = || batch.iter().map(|pending| pending.prepared.write.clone()).collect();
-            match self.write_or_wait(writes).await {
+            match self.write_or_wait(writes, span).await {
                 Ok(outcomes) => written.extend(batch.into_iter().zip(outcomes)),
                 Err(Fault::Reject { .. }) if batch.len() > 1 => {
                     let right = batch.split_off(batch.len() / 2);
@@ -189,7 +207,7 @@ impl Writer {
                 Err(Fault::Reject { reason, detail }) => {
                     let probed = match &probed {
                         Some(probed) => probed,
-                        None => probed.insert(self.probe_store().await?),
+                        None => probed.insert(self.probe_store(span).await?),
                     };
                     batch.iter().try_for_each(|pending| probed.blames(&pending.prepared.write))?;
                     rejected.extend(batch.into_iter().map(|Pending { envelope, .. }| {
@@ -204,10 +222,10 @@ impl Writer {
     }
 
     /// Whether the store takes a post, and a deletion, that nothing is wrong with.
-    async fn probe_store(&self) -> Result<Probed, Fault> {
+    async fn probe_store(&self, span: &Span) -> Result<Probed, Fault> {
         let mut probe = self.probe.lock().await;
         let [post, deletion] = probe.writes();
-        let rejected = async |write: Write| match self.write_or_wait(|| vec![write.clone()]).await {
+        let rejected = async |write: Write| match self.write_or_wait(|| vec![write.clone()], span).await {
             Ok(_) => Ok(None),
             Err(Fault::Reject { detail, .. }) => Ok(Some(detail)),
             Err(fault) => Err(fault),
@@ -215,7 +233,7 @@ impl Writer {
         Ok(Probed { post: rejected(post).await?, deletion: rejected(deletion).await? })
     }
 
-    async fn write_or_wait(&self, writes: impl Fn() -> Vec<Write>) -> Result<Vec<Outcome>, Fault> {
+    async fn write_or_wait(&self, writes: impl Fn() -> Vec<Write>, span: &Span) -> Result<Vec<Outcome>, Fault> {
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
         loop {
             let (started, writes) = (Instant::now(), writes());
@@ -227,6 +245,7 @@ impl Writer {
                 return written;
             };
             self.metrics.posts_retried.with_label_values(&[outage.as_str()]).inc_by(count);
+            span.retry(outage.as_str(), &detail);
             self.progress.store.failed(outage, &detail);
             tokio::time::sleep(after.unwrap_or_default().max(backoff.next_delay())).await;
         }
@@ -235,20 +254,21 @@ impl Writer {
     /// Settles what is durable, unless it is to be dead-lettered for its picture: not where a newer write stands, which
     /// no picture would bring back.
     fn settle(&self, done: Pending, outcome: Outcome) -> Option<Rejected> {
-        let Pending { envelope, prepared } = done;
+        let Pending { envelope, prepared, .. } = done;
         let image_pending = prepared.image_pending.filter(|_| outcome == Outcome::Applied);
         if image_pending.is_some() {
             // Before posts_indexed: `progress::settled` takes one from the other.
             self.metrics.posts_image_pending.inc();
         }
-        match (outcome, &prepared.write) {
-            (Outcome::Applied, Write::Upsert(_)) => self.metrics.posts_indexed.inc(),
-            (Outcome::Applied, Write::Delete(_)) => self.metrics.posts_deleted.inc(),
+        let (counter, outcome) = match (outcome, &prepared.write) {
+            (Outcome::Applied, Write::Upsert(_)) => (&self.metrics.posts_indexed, "indexed"),
+            (Outcome::Applied, Write::Delete(_)) => (&self.metrics.posts_deleted, "deleted"),
             (Outcome::Older, _) => {
-                self.metrics.posts_ignored.inc();
                 tracing::debug!(position = %envelope.position, "ignored as older than what is stored");
+                (&self.metrics.posts_ignored, "ignored")
             }
-        }
+        };
+        counter.inc();
         if let Some(timestamp) = envelope.timestamp {
             let elapsed = Utc::now().signed_duration_since(timestamp).to_std().unwrap_or_default();
             self.metrics.end_to_end_seconds.observe(elapsed.as_secs_f64());
@@ -256,6 +276,7 @@ impl Writer {
         match image_pending {
             Some(detail) => Some(Rejected { envelope, reason: Reason::ImageUnavailable, detail }),
             None => {
+                envelope.span.outcome(outcome);
                 envelope.settle();
                 None
             }
@@ -269,9 +290,11 @@ impl Writer {
     /// Where nobody else learns of posts, it is only counted.
     pub async fn reject(&self, rejected: Rejected) {
         let Rejected { envelope, reason, detail } = rejected;
+        envelope.span.fail(reason.as_str(), &detail);
         let Some(Others { dead_letters, .. }) = &self.others else {
             tracing::debug!(position = %envelope.position, reason = reason.as_str(), "passed over: {detail}");
             self.metrics.posts_passed_over.with_label_values(&[reason.as_str()]).inc();
+            envelope.span.outcome("passed_over");
             return envelope.settle();
         };
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_max);
@@ -283,6 +306,7 @@ impl Writer {
                 SendFault::Outage(detail) => {
                     self.metrics.posts_retried.with_label_values(&[Outage::Broker.as_str()]).inc();
                     self.progress.dead_letters.failed(Outage::Broker, &detail);
+                    envelope.span.retry(Outage::Broker.as_str(), &detail);
                     tokio::time::sleep(delay).await;
                 }
                 SendFault::TooLarge { detail, retry_after } => {
@@ -296,6 +320,8 @@ impl Writer {
         }
         self.progress.dead_letters.succeeded();
         self.metrics.stage_seconds.with_label_values(&["dead_letter"]).observe(started.elapsed().as_secs_f64());
+        envelope.span.past("dead_letter", started);
+        envelope.span.outcome("dead_lettered");
         envelope.settle();
     }
 }

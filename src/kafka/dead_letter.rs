@@ -21,6 +21,7 @@ use super::producer::{Producer, cannot_write, is_too_large};
 use super::scan::Scan;
 use crate::error::{Fault, Reason};
 use crate::metrics::Metrics;
+use crate::traces::w3c;
 
 /// Why: [`Reason::as_str`].
 pub const HEADER_REASON: &str = "feedlens-reason";
@@ -76,13 +77,17 @@ impl DeadLetters {
         Ok(Self { topic: config.dead_letter_topic.clone(), producer: producer(config)?, metrics })
     }
 
-    /// Sends a post there: key, payload and headers as they came, then our headers. `Ok` when the broker acknowledged
+    /// Sends a post there: key, payload and headers as they came, then our headers. Its trace goes along: in the header that it
+    /// came with, or where it had none, in one of ours. `Ok` when the broker acknowledged
     /// it; only then may the envelope be settled.
     ///
     /// # Errors
     /// A later attempt may succeed, always.
     pub async fn send(&self, envelope: &Envelope, reason: Reason, detail: &str) -> Result<(), SendFault> {
         let mut headers = envelope.headers.clone();
+        if w3c::parent(|name| envelope.header(name)).is_none() {
+            headers.extend(envelope.span.headers());
+        }
         // One that is rejected for its origin came from where it lies.
         let source = envelope.origin().unwrap_or_else(|_| envelope.own_place());
         let mut add = |name: &str, value: String| headers.push((name.to_owned(), Some(value.into_bytes())));

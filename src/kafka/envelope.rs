@@ -10,6 +10,7 @@ use prometheus::IntGauge;
 use tokio_util::sync::CancellationToken;
 
 use super::offsets::OffsetTracker;
+use crate::traces::Span;
 
 /// Where a message lies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,12 +47,15 @@ pub struct Envelope {
     pub timestamp: Option<DateTime<Utc>>,
     /// Where it lies.
     pub position: Position,
+    /// Continues the trace of its producer: from here to the settling.
+    pub span: Span,
     pub(super) claim: Claim,
 }
 
 impl Envelope {
     /// The message is dealt with for good: its point is durable, or its dead letter was acknowledged.
     pub fn settle(mut self) {
+        self.span.end();
         self.claim.settled = true;
     }
 

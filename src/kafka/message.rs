@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::DateTime;
+use opentelemetry::KeyValue;
+use opentelemetry::trace::SpanKind;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka_sys as sys;
 
 use super::envelope::{Claim, Envelope, Position, size_of};
 use super::source::Partition;
+use crate::traces::{Span, span, w3c};
 
 /// A message that has no claim yet.
 #[derive(Debug, Clone)]
@@ -49,10 +52,34 @@ impl Message {
         (self.position.topic.clone(), self.position.partition)
     }
 
-    pub(super) fn into_envelope(self, claim: Claim) -> Envelope {
+    pub(super) fn into_envelope(self, claim: Claim, group: &str) -> Envelope {
         let Self { key, payload, headers, timestamp, position, bytes: _ } = self;
-        Envelope { key, payload, headers, timestamp, position, claim }
+        let mut envelope = Envelope { key, payload, headers, timestamp, position, span: Span::default(), claim };
+        envelope.span = span_of(&envelope, group);
+        envelope
     }
+}
+
+/// What OpenTelemetry's conventions say of a message of Kafka.
+fn span_of(envelope: &Envelope, group: &str) -> Span {
+    let Position { topic, partition, offset } = &envelope.position;
+    let span = Span::begin(
+        SpanKind::Consumer,
+        || format!("process {topic}").into(),
+        || w3c::parent(|name| envelope.header(name)),
+    );
+    span.set(|| {
+        let mut attributes = span::messaging("process", topic);
+        attributes.extend([
+            KeyValue::new("messaging.consumer.group.name", group.to_owned()),
+            KeyValue::new("messaging.destination.partition.id", partition.to_string()),
+            KeyValue::new("messaging.kafka.offset", *offset),
+        ]);
+        let key = envelope.key.as_deref().map(String::from_utf8_lossy);
+        attributes.extend(key.map(|key| span::text("messaging.kafka.message.key", &key)));
+        attributes
+    });
+    span
 }
 
 /// One shared name for each topic, instead of a copy for each message.

@@ -38,6 +38,7 @@ pub(super) struct Poller {
     consumer: Arc<BaseConsumer<Callbacks>>,
     shared: Arc<Shared>,
     topics: Vec<Arc<str>>,
+    group: String,
     /// `None` once nothing more is handed out.
     sender: Option<mpsc::Sender<Envelope>>,
     /// Messages without room, in order, with the period in which they were read; more than one only for what was on its
@@ -87,6 +88,7 @@ impl Poller {
             consumer,
             shared,
             topics: topics.into_iter().map(Arc::from).collect(),
+            group: subscription.group.clone(),
             sender: Some(sender),
             held: VecDeque::new(),
             held_since: None,
@@ -180,7 +182,8 @@ impl Poller {
             let Some(permit) = self.shared.inflight.try_acquire(message.bytes) else { break };
             let Some((message, ownership)) = self.held.pop_front() else { break };
             let claim = Claim::new(ownership, message.position.offset, permit);
-            self.send(message.into_envelope(claim));
+            let envelope = message.into_envelope(claim, &self.group);
+            self.send(envelope);
         }
         if self.held.is_empty() {
             self.held_since = None;

@@ -15,8 +15,9 @@ use crate::query::QueryConfig;
 use crate::query::admission::{Kind, Place};
 use crate::query::error::SearchError;
 use crate::query::request::{SearchRequest, Subject};
-use crate::query::service::{SearchResponse, SearchService, Source, too_slow};
+use crate::query::service::{SearchResponse, SearchService, Source, tell_outcome, too_slow};
 use crate::text::shortened;
+use crate::traces::Span;
 
 /// Characters of what a sender wrote that an error repeats.
 const SHOWN: usize = 200;
@@ -122,15 +123,20 @@ impl<'de> Visitor<'de> for Elements {
 }
 
 impl SearchService {
-    /// Answers all searches of a batch within `query.timeout`, each on its own.
+    /// Answers all searches of a batch within `query.timeout`, each on its own and as a step of `span`.
     ///
     /// # Errors
     /// 429 where no place came free for the first of them within `query.max_wait`; later ones wait.
-    pub async fn search_batch(self: &Arc<Self>, batch: Batch, source: Source) -> Result<BatchResponse, SearchError> {
+    pub async fn search_batch(
+        self: &Arc<Self>,
+        batch: Batch,
+        source: Source,
+        span: &Span,
+    ) -> Result<BatchResponse, SearchError> {
         let arrived = Instant::now();
         let timeout = self.config().timeout;
         let place = self.place(Kind::Bulk, Some(self.config().max_wait)).await;
-        self.observe("wait", arrived);
+        self.observe_in(span, "wait", arrived);
         let mut first = Some(place.inspect_err(|error| batch.0.iter().for_each(|_| self.count(source, Some(error))))?);
         let deadline = tokio::time::Instant::now() + timeout;
         let mut topics = batch.0.iter().filter_map(|(_, request)| topic(request.as_ref().ok()?)).collect::<Vec<_>>();
@@ -140,15 +146,17 @@ impl SearchService {
         let _ = tokio::time::timeout_at(deadline, self.prepare_topics(&topics)).await;
         let searches = batch.0.into_iter().map(|(request_id, request)| {
             let place = if request.is_ok() { first.take() } else { None };
+            let span = span.child("search");
             async move {
                 let found = match request {
-                    Ok(request) => tokio::time::timeout_at(deadline, self.search_in_batch(request, place))
+                    Ok(request) => tokio::time::timeout_at(deadline, self.search_in_batch(request, place, &span))
                         .await
                         .unwrap_or_else(|_| Err(too_slow("the search", timeout))),
                     Err(error) => Err(error),
                 };
                 self.observe("total", arrived);
                 self.count(source, found.as_ref().err());
+                tell_outcome(&span, &found);
                 match found {
                     Ok(found) => BatchAnswer::Found(found),
                     Err(error) => {
@@ -165,13 +173,14 @@ impl SearchService {
         &self,
         request: SearchRequest,
         place: Option<Place>,
+        span: &Span,
     ) -> Result<SearchResponse, SearchError> {
         let arrived = Instant::now();
         let _place = match place {
             Some(place) => place,
             None => self.place(Kind::Bulk, None).await?,
         };
-        self.answer(request, arrived).await
+        self.answer(request, arrived, span).await
     }
 }
 

@@ -24,6 +24,7 @@ use crate::kafka::{Envelope, InflightLimits, KafkaConfig, Producer, Source, Stat
 use crate::query::error::{ErrorCode, SearchError};
 use crate::query::request::{Parsed, SearchRequest};
 use crate::query::service::{self, SearchResponse, SearchService};
+use crate::traces::Span;
 
 /// Between attempts to send an answer while the brokers are out of order; doubles up to `RETRY_MAX`.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -105,6 +106,8 @@ struct Asker {
     request_id: Option<String>,
     /// Of the request's message.
     key: Option<Vec<u8>>,
+    /// Continue the request's trace.
+    headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
 impl Asker {
@@ -135,7 +138,7 @@ fn too_large(detail: &str) -> SearchError {
 impl Worker {
     async fn settle(self: Arc<Self>, mut envelope: Envelope) -> Result<()> {
         let parsed = self.parse(&envelope).await;
-        let asker = Asker { request_id: parsed.request_id, key: envelope.key.take() };
+        let asker = Asker { request_id: parsed.request_id, key: envelope.key.take(), headers: envelope.span.headers() };
         let query = self.service.config();
         let (reply_to, request) = match parsed.reply_to {
             None => (None, parsed.request),
@@ -149,12 +152,13 @@ impl Worker {
             },
         };
         let result = match request {
-            Ok(request) => self.search(request).await,
+            Ok(request) => self.search(request, &envelope.span).await,
             Err(error) => {
                 self.service.count_rejected(service::Source::Kafka, &error);
                 Err(error)
             }
         };
+        service::tell_outcome(&envelope.span, &result);
         let result = match reply_to {
             None => result,
             Some(topic) => match self.reply(topic, &asker, &result).await {
@@ -180,7 +184,7 @@ impl Worker {
         asker: &Asker,
         result: &Result<SearchResponse, SearchError>,
     ) -> Result<(), SearchError> {
-        let send = async |result| self.replies.send(topic, asker.key(), &asker.answer(result)).await;
+        let send = async |result| self.replies.send(topic, asker.key(), &asker.answer(result), &asker.headers).await;
         let sent = match send(result).await {
             Err(Fault::Reject { reason: Reason::TooLarge, detail }) => send(&Err(too_large(&detail))).await,
             sent => sent,
@@ -214,9 +218,9 @@ impl Worker {
 
     /// A panic is a defect, but its sender gets an answer all the same; without one, the request would come again and
     /// again.
-    async fn search(&self, request: SearchRequest) -> Result<SearchResponse, SearchError> {
-        let service = Arc::clone(&self.service);
-        let searching = tokio::spawn(async move { service.search(request, service::Source::Kafka).await });
+    async fn search(&self, request: SearchRequest, span: &Span) -> Result<SearchResponse, SearchError> {
+        let (service, span) = (Arc::clone(&self.service), span.clone());
+        let searching = tokio::spawn(async move { service.search(request, service::Source::Kafka, &span).await });
         AbortOnDropHandle::new(searching).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a request made the program panic");
             Err(SearchError::new(ErrorCode::Internal, "this request met a defect of feedlens"))
@@ -245,7 +249,7 @@ impl Worker {
         let (topic, answer) = (&self.service.config().results_topic, asker.answer(result));
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
-            match self.producer.send(topic, asker.key(), Some(&answer), &[]).await {
+            match self.producer.send(topic, asker.key(), Some(&answer), &asker.headers).await {
                 Ok(_) => return Ok(()),
                 Err(Fault::Retry { detail, .. }) => {
                     tracing::warn!(detail, "an answer could not be sent yet");

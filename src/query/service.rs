@@ -21,6 +21,7 @@ use crate::query::error::{ErrorCode, SearchError};
 use crate::query::request::SearchRequest;
 pub use crate::query::response::{HitImage, SearchHit, SearchResponse};
 use crate::store::{HIDDEN, SharedStore, StoredPoint};
+use crate::traces::Span;
 
 /// What a sender over capacity is told to wait.
 pub(super) const OVERLOAD_DELAY: Duration = Duration::from_secs(1);
@@ -120,14 +121,20 @@ impl SearchService {
         &self.parts.metrics
     }
 
-    /// Answers a search within `query.max_wait` (for a free place; over Kafka as long as it takes) and `query.timeout`.
+    /// Answers a search within `query.max_wait` (for a free place; over Kafka as long as it takes) and `query.timeout`. Its
+    /// phases are steps of `span`.
     ///
     /// # Errors
     /// 422 for what can never be answered, 429 without a free place, 503 where the store or the encoder fails or takes
     /// longer than the timeout.
-    pub async fn search(&self, request: SearchRequest, source: Source) -> Result<SearchResponse, SearchError> {
+    pub async fn search(
+        &self,
+        request: SearchRequest,
+        source: Source,
+        span: &Span,
+    ) -> Result<SearchResponse, SearchError> {
         let arrived = Instant::now();
-        let result = self.admitted(request, source, arrived).await;
+        let result = self.admitted(request, source, arrived, span).await;
         self.observe("total", arrived);
         self.count(source, result.as_ref().err());
         result
@@ -177,16 +184,17 @@ impl SearchService {
         request: SearchRequest,
         source: Source,
         arrived: Instant,
+        span: &Span,
     ) -> Result<SearchResponse, SearchError> {
         // The topic is the queue of Kafka's requests: an error would only make their senders ask once more.
         let place = match source {
             Source::Kafka => self.place(Kind::Bulk, None).await,
             Source::Http | Source::Cli => self.place(Kind::Single, Some(self.parts.config.max_wait)).await,
         };
-        self.observe("wait", arrived);
+        self.observe_in(span, "wait", arrived);
         let _place = place?;
         let timeout = self.parts.config.timeout;
-        tokio::time::timeout(timeout, self.answer(request, arrived))
+        tokio::time::timeout(timeout, self.answer(request, arrived, span))
             .await
             .unwrap_or_else(|_| Err(too_slow("the search", timeout)))
     }
@@ -227,6 +235,12 @@ impl SearchService {
         self.parts.metrics.search_seconds.with_label_values(&[phase]).observe(since.elapsed().as_secs_f64());
     }
 
+    /// The same, as a step of a trace.
+    pub(super) fn observe_in(&self, span: &Span, phase: &'static str, since: Instant) {
+        self.observe(phase, since);
+        span.past(phase, since);
+    }
+
     pub(super) fn count(&self, source: Source, error: Option<&SearchError>) {
         let outcome = error.map_or("ok", |error| error.code.outcome());
         self.parts.metrics.searches.with_label_values(&[source.as_str(), outcome]).inc();
@@ -237,6 +251,19 @@ impl SearchService {
 fn is_shown(point: &StoredPoint) -> bool {
     let is_set = |field| point.payload.get(field) == Some(&Value::Bool(true));
     !is_set("deleted") && !is_set(HIDDEN)
+}
+
+/// How a search ended, in its trace: what its sender did wrong is no failure of the worker.
+pub(super) fn tell_outcome(span: &Span, result: &Result<SearchResponse, SearchError>) {
+    match result {
+        Ok(_) => span.outcome("ok"),
+        Err(error) => {
+            span.outcome(error.code.as_str());
+            if error.code.status() >= 500 {
+                span.fail(error.code.as_str(), &error.to_string());
+            }
+        }
+    }
 }
 
 pub(super) fn too_slow(what: &str, timeout: Duration) -> SearchError {

@@ -14,6 +14,7 @@ pub use self::labelled::{Labelled, parse};
 pub use self::posts::{Posts, posts};
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchHit, SearchService, Source};
+use crate::traces::Span;
 
 /// Searches at a time on each side.
 const AT_A_TIME: usize = 4;
@@ -117,7 +118,7 @@ async fn ask(service: &Arc<SearchService>, topic: &str, asked: &Asked) -> Result
     ];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value));
     let request = SearchRequest::from_parameters(parameters.into(), service.config())?;
-    Ok(service.search(request, Source::Cli).await?.hits)
+    Ok(service.search(request, Source::Cli, &Span::default()).await?.hits)
 }
 
 /// What both sides answered to a query.

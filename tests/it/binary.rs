@@ -159,8 +159,10 @@ fn data_folder_that_cannot_be_used_is_one_sentence() {
 
 #[test]
 fn defaults_are_shown_with_secrets_masked() {
-    let secrets = ["kafka.sasl_password=hunter2", "kafka.properties.ssl.keystore.password=hunter2"];
-    let (output, _) = run(&["config", "show", "--set", secrets[0], "--set", secrets[1]]);
+    let secrets =
+        ["kafka.sasl_password=hunter2", "kafka.properties.ssl.keystore.password=hunter2", "traces.headers=key=hunter2"];
+    let set = secrets.iter().flat_map(|secret| ["--set", secret]).collect::<Vec<_>>();
+    let (output, _) = run(&[&["config", "show"][..], &set[..]].concat());
     let shown = text(&output.stdout);
     assert!(output.status.success() && shown.contains("brokers = \"localhost:9092\""), "{shown}");
     assert!(!shown.contains("hunter2") && shown.contains("ssl.keystore.password"), "{shown}");

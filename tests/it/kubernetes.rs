@@ -16,7 +16,7 @@ use crate::skip;
 
 pub const OVERLAYS: [&str; 3] = ["cpu", "gpu", "local"];
 
-/// Between the end of a drain and the end of the process: the commit, closing the store and the consumer.
+/// Between the end of a drain and the end of the process: the commit, closing the store and the consumer, the last spans.
 const END: Duration = Duration::from_secs(15);
 
 /// What an overlay applies.
@@ -271,6 +271,24 @@ fn commands_of_the_manifests_are_there() {
             assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+/// No overlay has it: traces are off unless somebody asks for them.
+#[test]
+fn the_component_of_traces_lets_workers_reach_the_endpoint_that_it_sets() {
+    let [component, policy] =
+        ["kustomization", "network"].map(|file| documents(&format!("k8s/components/traces/{file}.yaml")).remove(0));
+    let literal = text(&component["configMapGenerator"][0]["literals"][0]);
+    let (name, endpoint) = literal.split_once('=').expect("a variable");
+    let checked = feedlens(&["config", "check"]).env(name, endpoint).output().expect("starts");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let shown = feedlens(&["config", "show"]).env(name, endpoint).output().expect("starts");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(&format!("endpoint = {endpoint:?}")));
+    let url = url::Url::parse(endpoint).expect("a URL");
+    let rule = &policy["spec"]["egress"][0];
+    let namespace = text(&rule["to"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]);
+    assert_eq!(url.host_str().expect("a host").split('.').nth(1), Some(namespace));
+    assert_eq!(rule["ports"][0]["port"], url.port().expect("a port"));
 }
 
 #[test]

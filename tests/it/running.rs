@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::binary::feedlens;
@@ -31,6 +31,13 @@ impl Running {
         Self::launch(&[command], brokers, further, None)
     }
 
+    /// The same with these variables in its environment.
+    pub fn start_among(command: &str, brokers: &str, further: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = feedlens(&[command]);
+        command.envs(environment.iter().copied());
+        Self::spawn(command, brokers, further, None)
+    }
+
     /// `feedlens ingest` with a configuration file.
     pub fn ingest_with(brokers: &str, file: &Path) -> Self {
         Self::launch(&["ingest", "--config", file.to_str().expect("a path")], brokers, &[], None)
@@ -43,6 +50,10 @@ impl Running {
 
     /// Any command that runs until it is told to stop.
     pub fn launch(arguments: &[&str], brokers: &str, further: &[&str], log: Option<std::fs::File>) -> Self {
+        Self::spawn(feedlens(arguments), brokers, further, log)
+    }
+
+    fn spawn(mut command: Command, brokers: &str, further: &[&str], log: Option<std::fs::File>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin = free_port();
         let settings = [
@@ -54,7 +65,6 @@ impl Running {
             "query.listen=127.0.0.1:0".to_owned(),
             "images.allow_networks=[\"127.0.0.0/8\"]".to_owned(),
         ];
-        let mut command = feedlens(arguments);
         for setting in settings.iter().map(String::as_str).chain(further.iter().copied()) {
             command.args(["--set", setting]);
         }

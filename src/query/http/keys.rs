@@ -12,8 +12,12 @@ use tower_http::cors::CorsLayer;
 use super::App;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
+use crate::traces::w3c;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Pages that trace what they do send these along, also to a worker that does not.
+const TRACEPARENT: HeaderName = HeaderName::from_static(w3c::TRACEPARENT);
+const TRACESTATE: HeaderName = HeaderName::from_static(w3c::TRACESTATE);
 
 /// Lets a request with a known key through, one request of its rate; what let it in goes along as an extension.
 pub(super) async fn check_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -77,7 +81,7 @@ pub(super) fn cors(config: &QueryConfig) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origins.collect::<Vec<HeaderValue>>())
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, API_KEY])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, API_KEY, TRACEPARENT, TRACESTATE])
         .expose_headers([RETRY_AFTER]);
     (!config.cors_origins.is_empty()).then_some(layer)
 }

@@ -9,6 +9,7 @@ pub mod openapi;
 mod respond;
 mod search;
 mod topics;
+mod traced;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ use crate::query::service::{OVERLOAD_DELAY, SearchService, humantime};
 use crate::query::stats::Stats;
 use crate::service::tls::Tls;
 use crate::service::{Limits, serve};
+use crate::traces;
 
 /// What the interface serves.
 pub struct Interface {
@@ -114,9 +116,12 @@ fn router(parts: Interface, keys: Option<Arc<ApiKeys>>) -> Router {
 
 /// The routes that a key opens, with their description.
 fn interface() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::Description::openapi())
+    let searches = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .routes(routes!(search::by_parameters, search::by_json))
-        .routes(routes!(search::batch))
+        .routes(routes!(search::batch));
+    // Not the rest: the page asks for the worker's numbers each second.
+    let searches = if traces::are_on() { searches.route_layer(from_fn(traced::trace)) } else { searches };
+    searches
         .routes(routes!(search::stats))
         .routes(routes!(search::thumbnail))
         .routes(routes!(topics::list_labels))

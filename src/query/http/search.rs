@@ -9,14 +9,15 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::App;
 use super::openapi::{BatchBody, Search, SearchParameters};
+use super::{App, traced};
 use crate::query::batch::{Batch, BatchResponse};
 use crate::query::error::SearchError;
 use crate::query::keys::Accepted;
 use crate::query::request::SearchRequest;
 use crate::query::service::{SearchResponse, Source};
 use crate::query::stats::Snapshot;
+use crate::traces::Span;
 
 type Parameters = Query<Vec<(String, String)>>;
 
@@ -36,14 +37,18 @@ pub(super) struct Thumbnail {
     post, path = "/v1/search", tag = "search", request_body = Search,
     responses((status = 200, description = "The best posts", body = SearchResponse)),
 )]
-pub(super) async fn by_json(State(app): State<App>, request: Request) -> Result<Response, SearchError> {
+pub(super) async fn by_json(
+    State(app): State<App>,
+    span: Option<Extension<Span>>,
+    request: Request,
+) -> Result<Response, SearchError> {
     // Held to the answer: the picture in the body lives on until it is decoded.
     let mut memory = None;
     let parsed = async {
         let bytes = app.read_body(request.into_body(), app.service.config().max_body_bytes, &mut memory).await?;
         app.parse(bytes, SearchRequest::from_json).await.without_reply_to()
     };
-    app.search(parsed.await).await
+    app.search(parsed.await, span).await
 }
 
 /// Search by text or by a post's picture
@@ -53,10 +58,15 @@ pub(super) async fn by_json(State(app): State<App>, request: Request) -> Result<
     get, path = "/v1/search", tag = "search", params(SearchParameters),
     responses((status = 200, description = "The best posts", body = SearchResponse)),
 )]
-pub(super) async fn by_parameters(State(app): State<App>, uri: Uri) -> Result<Response, SearchError> {
+pub(super) async fn by_parameters(
+    State(app): State<App>,
+    span: Option<Extension<Span>>,
+    uri: Uri,
+) -> Result<Response, SearchError> {
     let pairs = Parameters::try_from_uri(&uri)
         .map_err(|error| SearchError::bad_request(format!("the parameters cannot be read: {error}")));
-    app.search(pairs.and_then(|Query(pairs)| SearchRequest::from_parameters(pairs, app.service.config()))).await
+    let parsed = pairs.and_then(|Query(pairs)| SearchRequest::from_parameters(pairs, app.service.config()));
+    app.search(parsed, span).await
 }
 
 /// Many searches in one request
@@ -70,6 +80,7 @@ pub(super) async fn by_parameters(State(app): State<App>, uri: Uri) -> Result<Re
 pub(super) async fn batch(
     State(app): State<App>,
     accepted: Option<Extension<Accepted>>,
+    span: Option<Extension<Span>>,
     request: Request,
 ) -> Result<Response, SearchError> {
     let mut memory = None;
@@ -79,7 +90,7 @@ pub(super) async fn batch(
     if let (Some(Extension(accepted)), Some(more)) = (accepted, NonZeroU32::new((batch.count() - 1) as u32)) {
         accepted.key().take(more)?;
     }
-    Ok(Json(app.service.search_batch(batch, Source::Http).await?).into_response())
+    Ok(Json(app.service.search_batch(batch, Source::Http, &traced::of(span)).await?).into_response())
 }
 
 /// Live numbers of this worker
@@ -110,8 +121,12 @@ pub(super) async fn thumbnail(State(app): State<App>, uri: Uri) -> Result<Respon
 }
 
 impl App {
-    async fn search(&self, request: Result<SearchRequest, SearchError>) -> Result<Response, SearchError> {
+    async fn search(
+        &self,
+        request: Result<SearchRequest, SearchError>,
+        span: Option<Extension<Span>>,
+    ) -> Result<Response, SearchError> {
         let request = request.inspect_err(|error| self.service.count_rejected(Source::Http, error))?;
-        Ok(Json(self.service.search(request, Source::Http).await?).into_response())
+        Ok(Json(self.service.search(request, Source::Http, &traced::of(span)).await?).into_response())
     }
 }

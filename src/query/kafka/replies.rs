@@ -34,7 +34,13 @@ impl Replies {
     ///
     /// # Errors
     /// As [`Producer::send`]; [`Fault::Retry`] means that the topic is given up. The answer may yet arrive there.
-    pub async fn send(&self, topic: &str, key: Option<&[u8]>, answer: &[u8]) -> Result<(), Fault> {
+    pub async fn send(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        answer: &[u8],
+        headers: &[(String, Option<Vec<u8>>)],
+    ) -> Result<(), Fault> {
         if !self.given_up().may_try(topic, Instant::now(), self.patience) {
             return Err(Fault::retry(Outage::Broker, format!("topic {topic} took no answer a moment ago")));
         }
@@ -42,7 +48,7 @@ impl Replies {
         let sending = async {
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
             loop {
-                match self.producer.send(topic, key, Some(answer), &[]).await {
+                match self.producer.send(topic, key, Some(answer), headers).await {
                     Ok(_) => return Ok(()),
                     Err(Fault::Retry { detail, .. }) => latest = Some(detail),
                     Err(fault) => return Err(fault),

@@ -18,6 +18,7 @@ use crate::query::request::{SearchRequest, Subject, Target};
 use crate::query::response::{SearchHit, SearchResponse};
 use crate::store::{Filter, Hit, HitParts, PayloadPart, VectorName, VectorQuery};
 use crate::text::Language;
+use crate::traces::Span;
 
 /// Most candidates of one search, however many of them are near-duplicates; their pictures' vectors are in memory (of 1,024
 /// values: 16 MiB for each of the targets).
@@ -40,10 +41,11 @@ impl SearchService {
         &self,
         request: SearchRequest,
         arrived: Instant,
+        span: &Span,
     ) -> Result<SearchResponse, SearchError> {
         let encoding = Instant::now();
         let embedded = self.embed(request.subject).await?;
-        self.observe("encode", encoding);
+        self.observe_in(span, "encode", encoding);
 
         let searching = Instant::now();
         let thresholds = self.thresholds(request.min_score, &embedded);
@@ -64,7 +66,7 @@ impl SearchService {
         };
         let (candidates, posts) = self.ranked(&embedded, targets, &request.filter, options, request.offset).await?;
         let hits = self.with_payloads(posts, request.offset).await?;
-        self.observe("store", searching);
+        self.observe_in(span, "store", searching);
 
         let in_force = targets.iter().map(|using| thresholds.of(*using).map(Threshold::cosine));
         Ok(SearchResponse {
