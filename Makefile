@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
 BINARY := target/release/feedlens
-BENCHES := pipeline query encoder tokenizer preprocess standing
+BENCHES := collection pipeline query encoder tokenizer preprocess standing
 
 .PHONY: help setup build demo test lint chaos fuzz fuzz-api bench bench-peers services services-stop
 

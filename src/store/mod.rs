@@ -245,6 +245,9 @@ pub const HIDDEN: &str = "hidden";
 /// Payload field of a post's labels, each as "set/label".
 pub const LABELS: &str = "labels";
 
+/// The largest `store.search_ef`: a search that keeps more is as slow as one that looks at everything.
+const MAX_SEARCH_EF: usize = 4_096;
+
 /// A store behind the seam.
 pub type SharedStore = Arc<dyn VectorStore>;
 
@@ -256,7 +259,7 @@ pub type SharedStore = Arc<dyn VectorStore>;
 pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -> Result<SharedStore, Fault> {
     match config.kind {
         #[cfg(feature = "embedded")]
-        StoreKind::Edge => Ok(Arc::new(edge::EdgeStore::open(&config.edge, &config.alias, stamp, metrics).await?)),
+        StoreKind::Edge => Ok(Arc::new(edge::EdgeStore::open(config, stamp, metrics).await?)),
         #[cfg(not(feature = "embedded"))]
         StoreKind::Edge => {
             let _ = metrics;
@@ -265,7 +268,7 @@ pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -
                  \"qdrant\", or build with the cargo feature `embedded`",
             ))
         }
-        StoreKind::Qdrant => Ok(Arc::new(qdrant::QdrantStore::open(&config.qdrant, &config.alias, stamp).await?)),
+        StoreKind::Qdrant => Ok(Arc::new(qdrant::QdrantStore::open(config, stamp).await?)),
     }
 }
 
@@ -277,6 +280,8 @@ pub struct StoreConfig {
     pub kind: StoreKind,
     /// Points to the live model's collection, "<alias>_<model>_<dimension>"; a worker uses its own model's by name.
     pub alias: String,
+    /// How widely a search walks the graph of vectors (HNSW's ef).
+    pub search_ef: usize,
     /// Delete markers are removed when they are this old.
     #[serde(with = "humantime_serde")]
     pub delete_marker_ttl: Duration,
@@ -338,6 +343,11 @@ pub enum StoreKind {
 impl StoreConfig {
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.alias.is_empty(), "store.alias is empty; it names what readers and writers use");
+        anyhow::ensure!(
+            (1..=MAX_SEARCH_EF).contains(&self.search_ef),
+            "store.search_ef ({}) must be between 1 and {MAX_SEARCH_EF}",
+            self.search_ef
+        );
         anyhow::ensure!(
             !self.delete_marker_ttl.is_zero(),
             "store.delete_marker_ttl must be more than 0; set it longer than the posts topic keeps messages"

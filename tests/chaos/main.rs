@@ -20,6 +20,8 @@ mod material;
 mod oracle;
 mod plan;
 mod poison;
+#[path = "../it/ports.rs"]
+mod ports;
 mod posts;
 mod proxy;
 mod run;

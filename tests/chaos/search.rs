@@ -1,7 +1,6 @@
 //! What a search gives, through the real `feedlens query`.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::ROOT;
+use crate::ports::free_port;
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 
@@ -26,7 +26,7 @@ pub struct Searcher {
 impl Searcher {
     /// `settings`: TOML with the store.
     pub async fn start(folder: &Path, settings: &str) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port();
         let config = folder.join("query.toml");
         let own = format!(
             "[query]\nlisten = \"127.0.0.1:{port}\"\nkafka = false\nmax_top_k = {MOST_HITS}\nmax_offset = 0\ntimeout = \"60s\"\n\

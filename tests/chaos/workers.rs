@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::ROOT;
 use crate::findings::Findings;
+use crate::ports::free_port;
 
 /// A worker that is told to stop must have done so by then: its drain takes 3 s at most, a hanging store's close more.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ impl Worker {
     /// `settings`: TOML.
     pub fn new(name: &str, folder: &Path, settings: &str) -> Result<Self> {
         let config = folder.join(format!("{name}.toml"));
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let admin = free_port();
         std::fs::write(&config, format!("{settings}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n"))?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
         let (name, logs) = (name.to_owned(), folder.to_owned());

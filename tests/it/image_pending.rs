@@ -1,5 +1,7 @@
 //! `images.unavailable = "caption"`: what is found of a post whose picture cannot be had, and how the picture comes later.
 
+use std::net::SocketAddr;
+
 use axum::Router;
 use axum::routing::get;
 use base64::Engine as _;
@@ -13,6 +15,7 @@ use crate::dead_letters::{Bench, Feed, told};
 use crate::ingest_support::{self, Worker};
 use crate::kafka_support::{config, wait_until};
 use crate::pipeline::picture;
+use crate::ports::free_port;
 use crate::query_support::{self, post_ids};
 use crate::store_support::on_each_store;
 
@@ -152,9 +155,7 @@ async fn a_host_that_is_given_up_leaves_the_caption_until_it_is_back() {
     ])
     .await;
     let worker = bench.work();
-    let dead = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let dead_address = dead.local_addr().expect("an address");
-    drop(dead);
+    let dead_address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let good = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let good_address = good.local_addr().expect("an address");
     let serve = |listener| {

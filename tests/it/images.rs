@@ -13,6 +13,8 @@ use feedlens::post::ImageSource;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::ports::free_port;
+
 /// What a path answers with.
 enum Answer {
     /// These bytes, then the connection is closed.
@@ -292,10 +294,7 @@ async fn status_says_whether_to_try_again() {
 
 #[tokio::test]
 async fn host_that_is_out_of_order_is_retried() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    drop(listener);
-    assert_retry(fetch(&format!("http://127.0.0.1:{port}/")).await, "cannot connect");
+    assert_retry(fetch(&format!("http://127.0.0.1:{}/", free_port())).await, "cannot connect");
     assert_retry(fetch("http://no-such-host.invalid/").await, "cannot connect");
 }
 

@@ -4,10 +4,12 @@ use axum::Router;
 use axum::routing::get;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
+use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
 use crate::kafka_support::{PATIENCE, wait_until};
 use crate::pipeline::picture;
+use crate::ports::free_port;
 use crate::real_kafka::{create_topic, real_broker};
 use crate::running::Running;
 
@@ -45,9 +47,7 @@ async fn a_post_that_waits_when_its_partition_departs_is_left_to_the_next_owner(
     };
     let in_flight = |worker: &Running| worker.metric("feedlens_inflight_posts");
 
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    drop(listener);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let first = worker();
     send("waits", Some(format!("http://{address}/a.png"))).await;
     // Also the warm-up message of the topic, which is no post.

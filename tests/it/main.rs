@@ -44,6 +44,7 @@ mod page_topics;
 mod parity;
 mod picture_memory;
 mod pipeline;
+mod ports;
 mod preprocess;
 mod pressure;
 mod prometheus;

@@ -12,9 +12,10 @@ use serde_norway::Value;
 
 use crate::binary::root;
 use crate::kafka_support::{self, wait_until};
+use crate::ports::free_port;
 use crate::promql::Known;
 use crate::query_support::{api_keys, client};
-use crate::running::{Running, free_port};
+use crate::running::Running;
 use crate::skip;
 
 pub const KEY: &str = "one-key-of-some-length";

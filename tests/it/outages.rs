@@ -1,5 +1,6 @@
 //! What fails around the ingest pipe, and what must come of it: delays, a clear end, and never a lost post.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +20,7 @@ use tokio::sync::Semaphore;
 use crate::ingest_support::{Bench, Gate, Worker};
 use crate::kafka_support::{PATIENCE, config, wait_until};
 use crate::pipeline::picture;
+use crate::ports::free_port;
 use crate::store_support;
 
 impl Worker {
@@ -34,9 +36,7 @@ async fn an_outage_of_the_pictures_host_only_delays() {
     let retries = ["images.retry_first=5ms", "images.retry_max=20ms", "images.allow_networks=[\"127.0.0.0/8\"]"];
     let bench = Bench::new(&retries).await;
     let worker = bench.work();
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    drop(listener);
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     for index in 0..20 {
         let id = format!("p{index}");
         let post = json!({"post_id": id, "image": {"url": format!("http://{address}/{index}.png")}});

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::kafka_support::wait_until;
 use crate::observability::{self, KEY, prometheus, queries};
+use crate::ports::free_port;
 use crate::query_support::client;
-use crate::running::free_port;
 
 /// Empty while nothing is wrong.
 const ALERTS: &str = "Alerts that fire";

@@ -7,6 +7,7 @@ use feedlens::kafka::EmbeddedBroker;
 
 use crate::binary::refuses;
 use crate::kafka_support::wait_until;
+use crate::ports::free_port;
 use crate::running::Running;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +48,7 @@ async fn asks_a_port_with_tls_whatever_name_its_certificate_bears() {
 
 #[test]
 fn a_worker_that_is_not_there_is_not_ready() {
-    let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let port = free_port();
     let setting = format!("admin.listen=127.0.0.1:{port}");
     refuses(&["ready", "--set", &setting], 1, &[&format!("127.0.0.1:{port}"), "admin.listen"]);
     refuses(&["ready", "--set", "admin.listen="], 2, &["admin.listen is empty"]);

@@ -1,17 +1,13 @@
 //! The real workers, as tests start them.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::binary::feedlens;
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
-}
+use crate::ports::free_port;
 
 /// A worker with an embedded store, and its admin port.
 pub struct Running {

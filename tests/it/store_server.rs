@@ -3,7 +3,7 @@
 //! `QDRANT_URL` (gRPC; with `QDRANT_API_KEY` where it asks for one) names a running server; else a `qdrant` binary on
 //! the PATH is started on free ports of the loopback interface. With neither, the tests say that they were skipped.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -11,12 +11,19 @@ use std::time::{Duration, Instant};
 
 use feedlens::config::Secret;
 use feedlens::error::Fault;
-use feedlens::store::{Filter, VectorName};
+use feedlens::post::point_id;
+use feedlens::store::{Filter, HitParts, PayloadPart, Point, VectorName, VectorQuery, Write};
 use qdrant_client::Qdrant;
-use qdrant_client::qdrant::{CreateAliasBuilder, CreateCollectionBuilder, Distance, VectorParamsBuilder};
+use qdrant_client::qdrant::quantization_config_diff::Quantization;
+use qdrant_client::qdrant::{
+    CreateAliasBuilder, CreateCollectionBuilder, Distance, HnswConfigDiffBuilder, OptimizersConfigDiffBuilder,
+    QuantizationSearchParamsBuilder, QueryPointsBuilder, ScalarQuantizationBuilder, SearchParamsBuilder,
+    UpdateCollectionBuilder, VectorParamsBuilder,
+};
 
+use crate::ports::free_port;
 use crate::skip;
-use crate::store_support::{Bench, delete, found, stamp, stored, upsert, vector};
+use crate::store_support::{Bench, delete, found, post, stamp, stored, upsert, vector, vector_of};
 
 /// The server that all tests share; `None` where there is none.
 pub fn shared() -> Option<(String, Secret)> {
@@ -36,6 +43,9 @@ pub fn shared() -> Option<(String, Secret)> {
     }
     found.clone()
 }
+
+/// A dimension in which neighbours are hard to find.
+const WIDE: usize = 32;
 
 /// The second key of a server that asks for one: it only reads.
 const READ_ONLY: &str = "r3ad-only";
@@ -68,9 +78,7 @@ impl Server {
     }
 
     fn launch(binary: PathBuf, api_key: &'static str, storage: Option<PathBuf>) -> Self {
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [http, grpc] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
-        drop(ports);
+        let (http, grpc) = (free_port(), free_port());
         let folder = tempfile::tempdir().unwrap();
         let storage = storage.unwrap_or_else(|| folder.path().join("storage"));
         let mut server = Self { binary, folder, http, grpc, api_key, storage, process: None };
@@ -141,10 +149,7 @@ fn bench_at(url: &str) -> Bench {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_server_is_named_in_time() {
-    let closed = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let closed = SocketAddr::from(([127, 0, 0, 1], free_port()));
     // Takes connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     for (scheme, address) in [("http", closed), ("https", closed), ("http", silent.local_addr().unwrap())] {
@@ -274,15 +279,11 @@ async fn points_in_optimised_segments_lose_their_old_vectors() {
     let (url, key) = shared().unwrap();
     let client = Qdrant::from_url(&url).api_key(key.expose()).skip_compatibility_check().build().unwrap();
     let collection = format!("{}_{}_8", bench.config.alias, stamp("small").model);
-    let smallest = qdrant_client::qdrant::OptimizersConfigDiffBuilder::default().indexing_threshold(1);
-    let update = qdrant_client::qdrant::UpdateCollectionBuilder::new(&collection).optimizers_config(smallest);
+    let smallest = OptimizersConfigDiffBuilder::default().indexing_threshold(1);
+    let update = UpdateCollectionBuilder::new(&collection).optimizers_config(smallest);
     client.update_collection(update).await.unwrap();
     store.write((0..2_000).map(|number| upsert(&format!("p{number}"), 1)).collect()).await.unwrap();
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while client.collection_info(&collection).await.unwrap().result.unwrap().indexed_vectors_count() < 2_000 {
-        assert!(Instant::now() < deadline, "the server does not index");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_until_indexed(&client, &collection, 2_000).await;
     store.write((0..100).map(|number| delete(&format!("p{number}"), 2)).collect()).await.unwrap();
     for number in 0..100 {
         let id = feedlens::post::point_id(&format!("p{number}"));
@@ -292,4 +293,80 @@ async fn points_in_optimised_segments_lose_their_old_vectors() {
     assert_eq!(store.count().await.unwrap(), 1_900);
     let hits = found(&store, vector(1), VectorName::Image, Filter::default()).await;
     assert!(hits.iter().all(|(id, _)| id[1..].parse::<u32>().unwrap() >= 100), "{hits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scores_of_a_quantised_collection_are_the_cosines_of_the_vectors_themselves() {
+    let Some(bench) = Bench::server() else { return };
+    let store = bench.open().await;
+    let (url, key) = shared().unwrap();
+    let client = Qdrant::from_url(&url).api_key(key.expose()).skip_compatibility_check().build().unwrap();
+    let collection = format!("{}_{}_8", bench.config.alias, stamp("small").model);
+    // Coarse: half of all values are cut off.
+    let scalar = ScalarQuantizationBuilder::default().quantile(0.5).always_ram(true);
+    let update = UpdateCollectionBuilder::new(&collection)
+        .optimizers_config(OptimizersConfigDiffBuilder::default().indexing_threshold(1))
+        .quantization_config(Quantization::from(scalar));
+    client.update_collection(update).await.unwrap();
+    store.write((0..2_000).map(|number| upsert(&format!("p{number}"), 1)).collect()).await.unwrap();
+    wait_until_indexed(&client, &collection, 2_000).await;
+    let bare = SearchParamsBuilder::default().quantization(QuantizationSearchParamsBuilder::default().rescore(false));
+    let request = QueryPointsBuilder::new(&collection).query(vector(1)).using("image").with_vectors(true).params(bare);
+    let quantised = client.query(request).await.unwrap().result;
+    let with = HitParts { payload: PayloadPart::Fields(&[]), image: true };
+    let query = VectorQuery { vector: vector(1), using: VectorName::Image, filter: Filter::default(), limit: 10, with };
+    let hits = store.search(query).await.unwrap();
+    assert_eq!(hits.len(), 10);
+    let cosine = |image: &[f32]| image.iter().zip(vector(1)).map(|(a, b)| a * b).sum::<f32>();
+    let error = |hit: &feedlens::store::Hit| (hit.score - cosine(hit.image.as_ref().unwrap())).abs();
+    assert!(hits.iter().all(|hit| error(hit) < 1e-5), "{hits:?}");
+    let true_scores = hits.iter().map(|hit| hit.score).collect::<Vec<_>>();
+    let bare_scores = quantised.iter().map(|hit| hit.score).collect::<Vec<_>>();
+    assert!(true_scores.iter().zip(&bare_scores).any(|(a, b)| (a - b).abs() > 1e-3), "not quantised: {bare_scores:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wider_search_of_the_graph_finds_what_a_narrow_one_misses() {
+    let Some(mut bench) = Bench::server() else { return };
+    (bench.config.search_ef, bench.stamp.dimension) = (1, WIDE);
+    let narrow = bench.open().await;
+    let (url, key) = shared().unwrap();
+    let client = Qdrant::from_url(&url).api_key(key.expose()).skip_compatibility_check().build().unwrap();
+    let collection = format!("{}_{}_{WIDE}", bench.config.alias, bench.stamp.model);
+    // By the graph, though everything could be looked at.
+    let update = UpdateCollectionBuilder::new(&collection)
+        .optimizers_config(OptimizersConfigDiffBuilder::default().indexing_threshold(1))
+        .hnsw_config(HnswConfigDiffBuilder::default().full_scan_threshold(10));
+    client.update_collection(update).await.unwrap();
+    let vectors = (0..2_000).map(|number| vector_of(number, WIDE)).collect::<Vec<_>>();
+    let posts = vectors.iter().enumerate().map(|(number, vector)| {
+        Write::Upsert(Point { image: Some(vector.clone()), caption: None, ..post(&format!("p{number}"), 1) })
+    });
+    narrow.write(posts.collect()).await.unwrap();
+    wait_until_indexed(&client, &collection, 2_000).await;
+    bench.config.search_ef = 2_000;
+    let wide = bench.open().await;
+    let (mut found_narrow, mut found_wide) = (0, 0);
+    for number in 10_000..10_100 {
+        let query = vector_of(number, WIDE);
+        let cosine = |image: &[f32]| image.iter().zip(&query).map(|(a, b)| a * b).sum::<f32>();
+        let best = (0..vectors.len()).max_by(|a, b| cosine(&vectors[*a]).total_cmp(&cosine(&vectors[*b]))).unwrap();
+        for (store, found) in [(&narrow, &mut found_narrow), (&wide, &mut found_wide)] {
+            let with = HitParts { payload: PayloadPart::Fields(&[]), image: false };
+            let (vector, filter) = (query.clone(), Filter::default());
+            let query = VectorQuery { vector, using: VectorName::Image, filter, limit: 1, with };
+            let hits = store.search(query).await.unwrap();
+            *found += usize::from(hits[0].id == point_id(&format!("p{best}")));
+        }
+    }
+    assert!(found_wide == 100 && found_narrow < 100, "{found_wide} and {found_narrow} of 100");
+}
+
+/// Until the server has built its graph over so many vectors.
+async fn wait_until_indexed(client: &Qdrant, collection: &str, vectors: u64) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while client.collection_info(collection).await.unwrap().result.unwrap().indexed_vectors_count() < vectors {
+        assert!(Instant::now() < deadline, "the server does not index");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -31,6 +31,7 @@ impl Bench {
         let config = StoreConfig {
             kind: StoreKind::Edge,
             alias: "posts".to_owned(),
+            search_ef: 100,
             delete_marker_ttl: Duration::from_secs(3600),
             qdrant: qdrant_config("http://localhost:6334"),
             edge: EdgeConfig {
@@ -78,8 +79,9 @@ fn qdrant_config(url: &str) -> QdrantConfig {
     QdrantConfig {
         url: url.to_owned(),
         api_key: Secret::default(),
-        timeout: Duration::from_secs(10),
-        connect_timeout: Duration::from_secs(3),
+        // The machine may be busy; what these bound is tested with bounds of its own.
+        timeout: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(15),
         shards: 1,
         replicas: 1,
         vectors_on_disk: false,
@@ -89,8 +91,13 @@ fn qdrant_config(url: &str) -> QdrantConfig {
 
 /// A unit vector that depends on the seed.
 pub fn vector(seed: u64) -> Vec<f32> {
+    vector_of(seed, DIMENSION)
+}
+
+/// The same, of any dimension.
+pub fn vector_of(seed: u64, dimension: usize) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
-    let values = (0..DIMENSION).map(|_| random.random_range(-1.0f32..1.0)).collect::<Vec<_>>();
+    let values = (0..dimension).map(|_| random.random_range(-1.0f32..1.0)).collect::<Vec<_>>();
     let norm = values.iter().map(|value| value * value).sum::<f32>().sqrt();
     values.into_iter().map(|value| value / norm).collect()
 }

@@ -11,7 +11,8 @@ use crate::binary::{feedlens, refuses, root};
 use crate::collector::{Collector, Mood, Told, hex};
 use crate::dead_letters::told as dlq;
 use crate::kafka_support::{ROOMY, config, receive, start, wait_until};
-use crate::running::{Running, free_port};
+use crate::ports::free_port;
+use crate::running::Running;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";

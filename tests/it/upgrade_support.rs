@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use crate::binary::{feedlens, root};
 use crate::bundles::copy;
-use crate::running::{Running, free_port};
+use crate::ports::free_port;
+use crate::running::Running;
 use crate::store_server;
 
 pub const OLD: &str = "feedlens-small-1";

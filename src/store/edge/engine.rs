@@ -11,8 +11,8 @@ use qdrant_edge::{
     EdgeVectorParams, FieldCondition, FieldIndexOperations, Filter as EdgeFilter, HasVectorCondition, HnswIndexConfig,
     JsonPath, Match, MatchValue, NamedQuery, OperationError, PayloadFieldSchema, PayloadSchemaType, PointId,
     PointInsertOperations, PointOperations, PointStruct, QueryEnum, QueryRequest, Range, Record, ScoringQuery,
-    ScrollRequest, UpdateOperation, ValueVariants, VectorInternal, VectorOperations, VectorStructInternal, Vectors,
-    WithPayloadInterface, WithVector,
+    ScrollRequest, SearchParams, UpdateOperation, ValueVariants, VectorInternal, VectorOperations,
+    VectorStructInternal, Vectors, WithPayloadInterface, WithVector,
 };
 use serde_json::Value;
 use uuid::Uuid;
@@ -62,6 +62,8 @@ pub(super) struct EngineConfig {
     pub dimension: usize,
     /// Points between two optimisations; a segment of half as many is worth a search graph.
     pub optimize_after: usize,
+    /// HNSW's ef of a search.
+    pub search_ef: usize,
 }
 
 /// A shard that is open.
@@ -69,6 +71,7 @@ pub(super) struct EngineConfig {
 pub(super) struct Engine {
     shard: EdgeShard,
     path: PathBuf,
+    search_ef: usize,
 }
 
 impl Engine {
@@ -81,7 +84,7 @@ impl Engine {
         }
         drop_old_log_files(&config.path)?;
         let shard = guarded(|| EdgeShard::load(&config.path, Some(edge_config(config))))??;
-        let engine = Self { shard, path: config.path.clone() };
+        let engine = Self { shard, path: config.path.clone(), search_ef: config.search_ef };
         engine.ensure_indexes()?;
         Ok(engine)
     }
@@ -143,7 +146,7 @@ impl Engine {
             score_threshold: None,
             limit: query.limit,
             offset: 0,
-            params: None,
+            params: Some(SearchParams { hnsw_ef: Some(self.search_ef), ..SearchParams::default() }),
             with_vector: match query.with.image {
                 true => WithVector::Selector(vec![VectorName::Image.as_str().to_owned()]),
                 false => WithVector::Bool(false),

@@ -25,7 +25,7 @@ use self::folder::Folder;
 use self::journal::Journal;
 use self::room::Room;
 use super::rows::{self, Plan};
-use super::{EdgeConfig, Hit, ModelStamp, Outcome, StoredPoint, VectorQuery, VectorStore, Write};
+use super::{Hit, ModelStamp, Outcome, StoreConfig, StoredPoint, VectorQuery, VectorStore, Write};
 use crate::error::{Fault, Outage};
 use crate::metrics::Metrics;
 
@@ -85,10 +85,10 @@ impl EdgeStore {
     ///
     /// # Errors
     /// [`Fault::Fatal`]: the folder cannot be used, is in use, or belongs to another model.
-    pub async fn open(config: &EdgeConfig, alias: &str, stamp: &ModelStamp, metrics: &Metrics) -> Result<Self, Fault> {
-        let (config, alias, stamp, metrics) = (config.clone(), alias.to_owned(), stamp.clone(), metrics.clone());
+    pub async fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: &Metrics) -> Result<Self, Fault> {
+        let (config, stamp, metrics) = (config.clone(), stamp.clone(), metrics.clone());
         blocking(move || {
-            let inner = Arc::new(Inner::open(&config, &alias, &stamp, metrics)?);
+            let inner = Arc::new(Inner::open(&config, &stamp, metrics)?);
             let keeper = Keeper::start(Arc::clone(&inner))?;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             Ok(Self { inner, keeper: Mutex::new(Some(keeper)), searching: Arc::new(Semaphore::new(cores)) })
@@ -153,7 +153,8 @@ impl VectorStore for EdgeStore {
 }
 
 impl Inner {
-    fn open(config: &EdgeConfig, alias: &str, stamp: &ModelStamp, metrics: Metrics) -> Result<Self, Fault> {
+    fn open(config: &StoreConfig, stamp: &ModelStamp, metrics: Metrics) -> Result<Self, Fault> {
+        let (search_ef, alias, config) = (config.search_ef, &config.alias, &config.edge);
         let folder = Folder::open(&config.dir, alias, stamp)?;
         let room = Room::new(&config.dir, config.min_free_bytes);
         room.check_at_start()?;
@@ -162,6 +163,7 @@ impl Inner {
             path: config.dir.clone(),
             dimension: stamp.dimension,
             optimize_after: config.optimize_after,
+            search_ef,
         };
         let opened = recover(&engine_config, &folder).and_then(|(journal, engine)| {
             let unoptimized = engine.unoptimized()?;
@@ -460,14 +462,11 @@ mod tests {
     #[test]
     fn engine_opened_anew_has_every_point_and_goes_on() {
         let folder = tempfile::tempdir().expect("a folder");
-        let config = EdgeConfig {
-            dir: folder.path().join("store"),
-            flush_interval: Duration::from_secs(1),
-            optimize_after: 1_000,
-            min_free_bytes: 0,
-        };
+        let defaults = crate::config::Config::load(&[], &crate::config::Overrides::default());
+        let mut config = defaults.expect("the defaults load").store;
+        config.edge.dir = folder.path().join("store");
         let stamp = ModelStamp { model: "small".to_owned(), dimension: 2 };
-        let inner = Inner::open(&config, "posts", &stamp, Metrics::new()).expect("opens");
+        let inner = Inner::open(&config, &stamp, Metrics::new()).expect("opens");
         for round in 1..4 {
             inner.write(vec![upsert(1, round), upsert(u128::from(100 + round), 1)]).expect("writes");
             inner.reopen().expect("opens anew");

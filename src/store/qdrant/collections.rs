@@ -16,15 +16,14 @@ use super::{Faults, QdrantStore, convert, setup};
 use crate::error::Fault;
 use crate::store::lacking::Lacking;
 use crate::store::order::{IMAGE_PENDING, STATE_FIELDS, State};
-use crate::store::{ModelStamp, QdrantConfig, SharedStore, StoreConfig, StoreKind};
+use crate::store::{ModelStamp, SharedStore, StoreConfig, StoreKind};
 
 /// All collections of a server, by name; one of them is live, which the alias says.
 #[derive(Clone)]
 pub struct Collections {
     client: Qdrant,
     faults: Arc<Faults>,
-    config: QdrantConfig,
-    alias: String,
+    config: StoreConfig,
 }
 
 /// A post of a collection, as a comparison sees it.
@@ -53,17 +52,17 @@ impl Collections {
         }
         let faults = Faults::new(&config.qdrant)?;
         let client = setup::connect(&config.qdrant, &faults).await?;
-        Ok(Self { client, faults: Arc::new(faults), config: config.qdrant.clone(), alias: config.alias.clone() })
+        Ok(Self { client, faults: Arc::new(faults), config: config.clone() })
     }
 
     /// The alias.
     pub fn alias(&self) -> &str {
-        &self.alias
+        &self.config.alias
     }
 
     /// The name of a model's collection.
     pub fn name_of(&self, stamp: &ModelStamp) -> String {
-        setup::collection_name(&self.alias, stamp)
+        setup::collection_name(&self.config.alias, stamp)
     }
 
     /// The collection that the alias points to.
@@ -71,7 +70,9 @@ impl Collections {
     /// # Errors
     /// [`Fault::Fatal`]: the server does not answer, or refuses.
     pub async fn live(&self) -> Result<Option<String>, Fault> {
-        setup::alias_target(&self.client, &self.alias).await.map_err(|error| self.failed("read the aliases of", &error))
+        setup::alias_target(&self.client, &self.config.alias)
+            .await
+            .map_err(|error| self.failed("read the aliases of", &error))
     }
 
     /// Live posts of a collection; `None`: there is no such collection.
@@ -102,13 +103,14 @@ impl Collections {
     /// [`Fault::Fatal`]: as [`Self::live`], or the collection has other vectors than the model gives.
     pub async fn open(&self, stamp: &ModelStamp) -> Result<SharedStore, Fault> {
         let collection = self.name_of(stamp);
-        setup::ensure_collection(&self.client, &self.faults, &self.config, &collection, stamp).await?;
+        setup::ensure_collection(&self.client, &self.faults, &self.config.qdrant, &collection, stamp).await?;
         Ok(Arc::new(QdrantStore {
             client: self.client.clone(),
             collection,
-            alias: self.alias.clone(),
+            alias: self.config.alias.clone(),
             stamp: stamp.clone(),
-            faults: Faults::new(&self.config)?,
+            search_ef: self.config.search_ef,
+            faults: Faults::new(&self.config.qdrant)?,
             // That the alias points elsewhere is no news here.
             told_moved: AtomicBool::new(true),
         }))
@@ -120,13 +122,13 @@ impl Collections {
     /// # Errors
     /// As [`Self::live`]; the alias is then where it was, or (where only the answer was lost) already moved.
     pub async fn point_alias_to(&self, collection: &str) -> Result<(), Fault> {
-        let request = CreateAliasBuilder::new(collection, &self.alias);
+        let request = CreateAliasBuilder::new(collection, &self.config.alias);
         self.client.create_alias(request).await.map_err(|error| self.failed("move the alias in", &error))?;
         match self.live().await? {
             Some(live) if live == collection => Ok(()),
             live => Err(Fault::fatal(format!(
                 "the alias {} was moved to {collection}, and points to {} now: someone else moves it too",
-                self.alias,
+                self.config.alias,
                 live.as_deref().unwrap_or("nothing")
             ))),
         }

@@ -47,14 +47,15 @@ pub(super) fn operations(rows: &[Conditional<'_>]) -> Vec<PointsUpdateOperation>
     });
     let mut operations = vec![upsert];
     for name in [VectorName::Image, VectorName::Caption] {
-        let lacking = rows.iter().filter(|it| it.row.missing_vectors().any(|missing| missing == name));
-        // Only where this very write is what is stored now.
-        let conditions = lacking
-            .map(|it| of_point(&it.row, Condition::matches(REVISION, it.after.revision() as i64)))
-            .collect::<Vec<_>>();
-        if !conditions.is_empty() {
-            let filter =
-                QdrantFilter { must: vec![Condition::has_vector(name.as_str())], ..QdrantFilter::should(conditions) };
+        let lacking =
+            rows.iter().filter(|it| it.row.missing_vectors().any(|missing| missing == name)).collect::<Vec<_>>();
+        if !lacking.is_empty() {
+            // Only where this very write is what is stored now. The ids apart, too: the server then begins with these points.
+            // Not with a condition on the vector: where few points have it, the server begins with that, and asks all points.
+            let current =
+                lacking.iter().map(|it| of_point(&it.row, Condition::matches(REVISION, it.after.revision() as i64)));
+            let ids = Condition::has_id(lacking.iter().map(|it| PointId::from(it.row.id.to_string())));
+            let filter = QdrantFilter { must: vec![ids], ..QdrantFilter::should(current) };
             operations.push(Operation::DeleteVectors(DeleteVectors {
                 points_selector: Some(filter.into()),
                 vectors: Some(VectorsSelector { names: vec![name.as_str().to_owned()] }),
@@ -170,4 +171,44 @@ pub(super) fn uuid(id: Option<PointId>) -> Option<Uuid> {
 
 pub(super) fn json(payload: HashMap<String, Value>) -> Map<String, serde_json::Value> {
     payload.into_iter().map(|(key, value)| (key, value.into_json())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use qdrant_client::qdrant::condition::ConditionOneOf;
+    use qdrant_client::qdrant::points_selector::PointsSelectorOneOf;
+
+    use super::*;
+    use crate::store::rows::Plan;
+    use crate::store::{Order, Origin, Point, Write};
+
+    /// The server takes such a list first, whatever it knows of the other conditions.
+    #[test]
+    fn vectors_are_taken_from_named_points_and_no_other_is_looked_at() {
+        let post = |number: u128, caption: Option<Vec<f32>>| {
+            let source = Origin { topic: "posts".to_owned(), partition: 0, offset: number as i64, timestamp: 0 };
+            let order = Order { version: None, source };
+            let (id, image) = (Uuid::from_u128(number), Some(vec![1.0, 0.0]));
+            Write::Upsert(Point { id, order, image, caption, image_pending: false, payload: Map::new() })
+        };
+        let writes = [post(1, None), post(2, Some(vec![0.0, 1.0])), post(3, None)];
+        let plan = Plan::new(&writes, &HashMap::new());
+        let rows = plan.changes().iter().map(|change| Conditional {
+            row: change.row(&[]).expect("nothing of it is kept"),
+            before: None,
+            after: &change.after,
+        });
+        let [upsert, captions] = operations(&rows.collect::<Vec<_>>()).try_into().expect("none lacks its picture");
+        assert!(matches!(upsert.operation, Some(Operation::Upsert(_))));
+        let Some(Operation::DeleteVectors(captions)) = captions.operation else { panic!("{captions:?}") };
+        assert_eq!(captions.vectors.expect("named").names, ["caption"]);
+        let selector = captions.points_selector.and_then(|selector| selector.points_selector_one_of);
+        let Some(PointsSelectorOneOf::Filter(filter)) = selector else { panic!("{selector:?}") };
+        let [Condition { condition_one_of: Some(ConditionOneOf::HasId(ids)) }] = &filter.must[..] else {
+            panic!("{:?}", filter.must)
+        };
+        let mut ids = ids.has_id.iter().map(|id| uuid(Some(id.clone())).expect("a UUID")).collect::<Vec<_>>();
+        ids.sort();
+        assert_eq!(ids, [Uuid::from_u128(1), Uuid::from_u128(3)]);
+    }
 }

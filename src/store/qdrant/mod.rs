@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use qdrant_client::qdrant::{
-    CountPointsBuilder, DeletePointsBuilder, GetPointsBuilder, PayloadIncludeSelector, Query, QueryPointsBuilder,
-    UpdateBatchPointsBuilder, UpdateResult, UpdateStatus, VectorsSelector,
+    CountPointsBuilder, DeletePointsBuilder, GetPointsBuilder, PayloadIncludeSelector, QuantizationSearchParamsBuilder,
+    Query, QueryPointsBuilder, SearchParamsBuilder, UpdateBatchPointsBuilder, UpdateResult, UpdateStatus,
+    VectorsSelector,
 };
 use qdrant_client::{Qdrant, QdrantError};
 use uuid::Uuid;
@@ -27,7 +28,9 @@ use self::fault::Faults;
 use super::collection::CollectionState;
 use super::order::{STATE_FIELDS, State};
 use super::rows::{self, Plan};
-use super::{Hit, ModelStamp, Outcome, QdrantConfig, StoredPoint, VectorName, VectorQuery, VectorStore, Write};
+use super::{
+    Hit, ModelStamp, Outcome, QdrantConfig, StoreConfig, StoredPoint, VectorName, VectorQuery, VectorStore, Write,
+};
 use crate::error::{Fault, Outage};
 
 /// Points in one request; Qdrant's makers advise 64 to 256. With the largest posts that the default limits let
@@ -43,6 +46,7 @@ pub struct QdrantStore {
     collection: String,
     alias: String,
     stamp: ModelStamp,
+    search_ef: usize,
     faults: Faults,
     /// Whether it was told that the alias points elsewhere.
     told_moved: AtomicBool,
@@ -54,7 +58,8 @@ impl QdrantStore {
     /// # Errors
     /// [`Fault::Fatal`]: not reachable within `connect_timeout`, wrong credentials, too old a server, another model's
     /// collection behind the alias.
-    pub async fn open(config: &QdrantConfig, alias: &str, stamp: &ModelStamp) -> Result<Self, Fault> {
+    pub async fn open(config: &StoreConfig, stamp: &ModelStamp) -> Result<Self, Fault> {
+        let (search_ef, alias, config) = (config.search_ef, &config.alias, &config.qdrant);
         let faults = Faults::new(config)?;
         let client = setup::connect(config, &faults).await?;
         let collection = setup::collection_name(alias, stamp);
@@ -63,7 +68,7 @@ impl QdrantStore {
         setup::ensure_collection(&client, &faults, config, &collection, stamp).await?;
         setup::ensure_alias(&client, &faults, &collection, alias, stamp).await?;
         let told_moved = AtomicBool::new(false);
-        Ok(Self { client, collection, alias: alias.to_owned(), stamp: stamp.clone(), faults, told_moved })
+        Ok(Self { client, collection, alias: alias.to_owned(), stamp: stamp.clone(), search_ef, faults, told_moved })
     }
 
     /// Reads what is stored, decides, and writes on the condition that it is stored still.
@@ -185,11 +190,14 @@ impl VectorStore for QdrantStore {
         if query.limit == 0 {
             return Ok(Vec::new());
         }
+        // Where someone quantised the vectors: a score is the cosine of the vectors themselves nevertheless.
+        let exact_scores = QuantizationSearchParamsBuilder::default().rescore(true);
         let request = QueryPointsBuilder::new(&self.collection)
             .query(Query::new_nearest(query.vector))
             .using(query.using.as_str())
             .filter(convert::filter(&query.filter))
             .limit(query.limit as u64)
+            .params(SearchParamsBuilder::default().hnsw_ef(self.search_ef as u64).quantization(exact_scores))
             .with_payload(convert::payload_part(query.with.payload));
         let request = match query.with.image {
             true => request.with_vectors(VectorsSelector { names: vec![VectorName::Image.as_str().to_owned()] }),
