@@ -36,7 +36,7 @@ async fn empty(bench: &mut Bench, set: &[&str]) -> Worker {
 }
 
 /// A post of a drawing as another program sent it on: on white, resized, encoded anew.
-fn copy_of(id: &str, code: &str, scale: f32, format: ImageFormat) -> Post {
+pub fn copy_of(id: &str, code: &str, scale: f32, format: ImageFormat) -> Post {
     let original = image::open(drawing(code)).expect("a drawing").to_rgba8();
     let mut ground = image::RgbImage::from_pixel(original.width(), original.height(), image::Rgb([255; 3]));
     for (to, from) in ground.pixels_mut().zip(original.pixels()) {
@@ -126,8 +126,8 @@ async fn copies_of_a_picture_are_one_hit(mut bench: Bench) {
     assert!(apart["hits"].as_array().expect("hits").iter().all(|hit| hit["folded"] == 0), "{apart}");
 }
 
-/// Stores a post with further payload, as ingest does with labels.
-async fn index_with(worker: &Worker, post: &Post, more: Value) {
+/// Stores a post with further payload, as ingest does with labels, or with a picture that is pending.
+pub async fn index_with(worker: &Worker, post: &Post, more: Value) {
     worker.index(post).await;
     let id = feedlens::post::point_id(&post.post_id);
     let stored = worker.store.get(&[id]).await.expect("reads").remove(0);
@@ -139,7 +139,8 @@ async fn index_with(worker: &Worker, post: &Post, more: Value) {
     let source = feedlens::store::Origin { topic: "posts".to_owned(), partition: 0, offset: 1, timestamp: 0 };
     let order = feedlens::store::Order { version: Some(2), source };
     let (image, caption) = (stored.image, stored.caption);
-    let point = feedlens::store::Point { id, order, image, caption, image_pending: false, payload };
+    let image_pending = more["image_pending"] == json!(true);
+    let point = feedlens::store::Point { id, order, image, caption, image_pending, payload };
     worker.store.write(vec![feedlens::store::Write::Upsert(point)]).await.expect("the store takes the post");
 }
 

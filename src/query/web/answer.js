@@ -40,6 +40,11 @@ export function showAgain() {
   shown();
 }
 
+/** The cards that are there, if they are not replaced in a moment anyway. */
+export function drawAgain() {
+  if (results.getAttribute("aria-busy") !== "true") shown();
+}
+
 export function setBusy(busy) {
   results.setAttribute("aria-busy", String(busy));
 }

@@ -281,7 +281,7 @@ function speak() {
 function serverChanged(code) {
   if (code === null) {
     // Whatever failed because the server was away is asked again.
-    loadLabels();
+    loadLabels(answers.drawAgain);
     watch.refresh();
     if (answers.shownFailure() === "offline") run();
   } else if (code === "unauthorized" && !isAsked(query)) {
@@ -302,7 +302,7 @@ answers.prepareAnswers({
   loosen: () => go(withoutFilters(query)),
   keyGiven: () => {
     pollNow();
-    loadLabels();
+    loadLabels(answers.drawAgain);
     watch.refresh();
     run();
   },
@@ -319,5 +319,5 @@ speak();
 keepTimes();
 run();
 startLive(serverChanged);
-loadLabels();
+loadLabels(answers.drawAgain);
 watch.startWatch({ search: forTopic, similar, changed: showWatchThis, tell });

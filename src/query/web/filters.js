@@ -63,18 +63,20 @@ function chipText({ name, value }) {
   return value;
 }
 
-/** The choice of labels; hidden where the server has none. */
-export async function loadLabels() {
+/** The choice of labels; hidden where the server has none. `changed()`: cards are drawn otherwise from now on. */
+export async function loadLabels(changed) {
   try {
     sets = await api.labelSets();
   } catch {
     sets = [];
   }
+  const before = [...moderated].join();
   moderated.clear();
   for (const set of sets) {
     if (set.moderation) for (const label of set.labels) moderated.add(`${set.name}/${label}`);
   }
   showLabels();
+  if ([...moderated].join() !== before) changed();
 }
 
 export function showLabels() {
