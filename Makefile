@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up that they need; see README.md.
 CARGO ?= cargo
-BINARY := target/release/feedlens
 BENCHES := collection pipeline query encoder tokenizer preprocess standing
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/feedlens
 
 .PHONY: help setup build demo test lint chaos fuzz fuzz-api bench bench-peers services services-stop
 
@@ -47,7 +47,7 @@ fuzz:
 
 fuzz-api: export EXAMPLES ?= 1500
 fuzz-api: build
-	@scripts/fuzz_api.sh
+	@BINARY=$(BINARY) scripts/fuzz_api.sh
 
 bench: setup
 	@$(CARGO) bench --locked $(addprefix --bench ,$(BENCHES))

@@ -116,11 +116,8 @@ fn lay_out(place: &Path) {
     for (name, code) in [("photos/猫/a.png", "1f408"), ("photos/狗/b.png", "1f415"), ("photo.png", "1f34e")] {
         fs::copy(picture(code), place.join(name)).expect("copies");
     }
-    let feed = fs::read_to_string(root().join("demo/feed.jsonl")).expect("the feed");
-    let posts = feed.lines().take(20).map(|line| line.to_owned() + "\n").collect::<String>();
     for (name, text) in [
         ("my.toml", "[log]\nlevel = \"warn\"\n"),
-        ("posts.jsonl", &posts.replace("\"images/", "\"demo/images/")),
         ("items.jsonl", "{\"text\": \"海边的日落\"}\n{\"image\": \"photo.png\"}\n"),
         ("texts.jsonl", "{\"text\": \"海边的日落\"}\n"),
         ("texts.csv", "text_id,text\n1,红苹果\n2,a dog\n"),
