@@ -19,7 +19,7 @@ use crate::running::free_port;
 use crate::skip;
 
 /// What a block may need before it is given up, in seconds: far more than any takes.
-const PATIENCE: u32 = 240;
+const PATIENCE: u32 = 600;
 
 /// What a block without a mark may start. Others change machines, or fetch things: such blocks say by a mark why they are not run.
 const PROGRAMS: [&str; 9] = ["feedlens", "curl", "cat", "date", "grep", "mkdir", "openssl", "printf", "make demo"];
