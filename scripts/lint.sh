@@ -14,7 +14,7 @@ else
 fi
 if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check licenses bans sources; else absent cargo-deny licences; fi
 scripts/advisories.sh
-scripts=(scripts/*.sh scripts/kafka/*.sh deploy/image/*.sh .ci/run)
+scripts=(scripts/*.sh scripts/kafka/*.sh deploy/image/*.sh tests/fixtures/docs/*.sh .ci/run)
 for script in "${scripts[@]}"; do bash -n "$script"; done
 if command -v shellcheck >/dev/null; then shellcheck "${scripts[@]}"; else absent shellcheck "the shell scripts"; fi
 # Those of `scripts/setup.sh lint` come last: a person's own win.

@@ -8,7 +8,7 @@ use feedlens::config::{Config, DEFAULTS, Overrides};
 use regex::Regex;
 
 use crate::binary::{feedlens, root};
-use crate::docs_support::{calls, documents};
+use crate::docs_support::{Block, Document, calls, documents};
 
 fn functions(folder: &Path, found: &mut BTreeSet<(String, String)>) {
     let function = Regex::new(r"fn ([a-z][a-z0-9_]+)[(<]|^ +([a-z][a-z0-9_]+),$").expect("a pattern");
@@ -233,4 +233,32 @@ fn metrics_that_documents_name_are_there() {
     }
     assert!(named > 60, "only {named}");
     assert!(mistakes.is_empty(), "{mistakes:#?}");
+}
+
+/// The README in both languages leads to every document, has the same sections and tables, and the same blocks but for their comments
+/// and the words in the diagram.
+#[test]
+fn both_readmes_say_the_same_and_lead_to_every_document() {
+    let documents = documents();
+    let find = |path: &str| documents.iter().find(|document| document.path == path).expect("is there");
+    let (english, chinese) = (find("README.md"), find("README.zh.md"));
+    for document in documents.iter().filter(|document| document.path.starts_with("docs/")) {
+        for readme in [english, chinese] {
+            let link = format!("]({})", document.path);
+            assert!(readme.prose.contains(&link), "{} does not lead to {}", readme.path, document.path);
+        }
+    }
+    let comment = Regex::new(" *#.*").expect("a pattern");
+    let text = |block: &Block| match block.language.as_str() {
+        "mermaid" => block.text.lines().count().to_string(),
+        _ => comment.replace_all(&block.text, "").into_owned(),
+    };
+    assert_eq!(english.blocks.len(), chinese.blocks.len());
+    for (one, other) in english.blocks.iter().zip(&chinese.blocks) {
+        assert_eq!((&one.language, text(one)), (&other.language, text(other)), "{} and {}", one.place, other.place);
+    }
+    let lines = |readme: &Document, start: &str| readme.prose.lines().filter(|line| line.starts_with(start)).count();
+    for start in ["#", "|", "- **"] {
+        assert_eq!(lines(english, start), lines(chinese, start), "lines that begin with {start:?}");
+    }
 }

@@ -221,10 +221,10 @@ fn every_command_of_the_documents_runs_or_says_why_not() {
     }
     assert!(to_run.len() >= 10, "only {} blocks are run", to_run.len());
     let place = Place::new();
+    let comment = Regex::new(" +#.*").expect("a pattern");
     let mut ran = BTreeSet::new();
     for block in to_run {
         // A translation has the same commands.
-        let comment = Regex::new(" +#.*").expect("a pattern");
         if ran.insert(comment.replace_all(&block.text, "").into_owned()) {
             mistakes.extend(mistake(&place, block));
         }
