@@ -15,7 +15,7 @@ use regex::Regex;
 use crate::binary::root;
 use crate::bundles;
 use crate::docs_support::{Block, commands, documents};
-use crate::running::free_port;
+use crate::ports::free_port;
 use crate::skip;
 
 /// What a block may need before it is given up, in seconds: far more than any takes.
