@@ -144,8 +144,9 @@ impl Poller {
     pub(super) fn close(mut self) {
         self.sender = None;
         let owned = self.shared.owned().keys().cloned().collect::<Vec<_>>();
+        // Nobody goes on with what is in flight: whoever waits for the end of it would wait as long as the store is down.
         for partition in &owned {
-            self.shared.disown(partition);
+            self.shared.disown(partition).iter().for_each(|ownership| ownership.depart());
         }
         self.tell_partitions();
         self.consumer.context().close();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use feedlens::error::{Fault, Reason};
+use feedlens::error::{Fault, Outage, Reason};
 use feedlens::kafka::{Begin, EmbeddedBroker, Producer, follow};
+use feedlens::post::point_id;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::{Value, json};
 
@@ -117,6 +118,73 @@ async fn an_outage_of_one_topic_of_announcements_is_told_apart_from_the_other() 
     let reason = worker.progress.ready(&worker.metrics).expect_err("matches are out of order still").to_string();
     assert!(reason.contains("kafka.matches_topic") && !reason.contains("moderation"), "{reason}");
     worker.running.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_both_topics_is_one_line_of_log_for_each_and_so_is_its_end() {
+    let broker = EmbeddedBroker::start(&[("posts", 1), ("posts.dlq", 1)]).expect("a broker");
+    let producer = Producer::new(&config(&broker.bootstrap())).expect("a producer");
+    let send = async |topic: &str, key: &str, value: Value| {
+        producer.send(topic, Some(key.as_bytes()), Some(value.to_string().as_bytes()), &[]).await.expect("sent");
+    };
+    send("topics.standing", "all", json!({"topic": "红苹果", "target": "caption", "min_score": -1})).await;
+    let topics = ["topic.matches", "posts.moderation"];
+    let answer = |error| topics.map(|topic| broker.cluster().topic_error(topic, error).expect("a topic"));
+    let quick = ["ingest.retry_first=1ms", "ingest.retry_max=5ms"];
+    let model = format!("model.dir={}", root().join("models/small").display());
+    let worker = Running::ingest(&broker.bootstrap(), &[&model, &apples("route"), quick[0], quick[1]]);
+    answer(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED);
+    // One, so that none is told while another still meets the outage.
+    send("posts", "p1", json!({"post_id": "p1", "caption": "红苹果"})).await;
+    wait_until("many attempts", async || worker.metric("feedlens_posts_retried_total{reason=\"broker\"}") >= 8.0).await;
+    assert_eq!(worker.settled(), 0);
+    answer(RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+    wait_until("the post to be settled", async || worker.settled() == 1).await;
+    worker.terminate();
+    let (code, log) = worker.end();
+    assert_eq!(code, Some(0), "{log}");
+    for key in ["kafka.matches_topic", "kafka.moderation_topic"] {
+        for (level, what) in [("\"WARN\"", "is out of order, trying on"), ("\"INFO\"", "is in order again")] {
+            let lines = log.lines().filter(|line| [key, level, what].iter().all(|part| line.contains(part)));
+            assert_eq!(lines.count(), 1, "{key} {what}: {log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_fault_of_the_consumer_waits_neither_for_what_others_are_told_nor_for_the_store() {
+    // Longer than the test has patience.
+    let slow = [
+        "kafka.properties.session.timeout.ms=200000",
+        "kafka.properties.heartbeat.interval.ms=100",
+        "ingest.drain_timeout=190s",
+        "ingest.revoke_timeout=190s",
+        "ingest.retry_first=1h",
+        "ingest.retry_max=1h",
+    ];
+    let bench = Bench::new(&[&slow[..], &["ingest.write_batch=1", "ingest.write_parallel=1"]].concat()).await;
+    bench.topic("apples", Some("红苹果")).await;
+    refuse_matches(&bench, true);
+    let told = point_id("told");
+    let store = Gate::before(&bench, move |ids| {
+        let fault = Fault::retry(Outage::Store, "it is down");
+        let answer = if ids.contains(&told) { Ok(()) } else { Err(fault) };
+        async move { answer }
+    });
+    let worker = bench.work_with(store);
+    bench.post("told", "红苹果").await;
+    wait_until("a match that waits", async || worker.progress.matches.ready().is_err()).await;
+    // One in the store's hands, one in the queue before it, and others that find no place there.
+    for id in ["a", "b", "c", "d"] {
+        bench.post(id, "汽车").await;
+    }
+    wait_until("a write that waits", async || worker.progress.store.ready().is_err()).await;
+    wait_until("all posts in flight", async || worker.metrics.inflight_posts.get() == 5).await;
+    let fenced = RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+    bench.broker.cluster().request_errors(RDKafkaApiKey::Heartbeat, &[fenced]);
+    let error = format!("{:#}", worker.ends().await);
+    assert!(error.contains("the Kafka consumer cannot go on") && error.contains("group.instance.id"), "{error}");
+    assert_eq!(committed(&bench.config.kafka, PARTITIONS).await, BTreeMap::new(), "all of it comes again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,7 @@ impl Poller {
             Callbacks::take(&self.consumer, &assignment.list);
         }
         for revocation in self.revocations.drain(..) {
+            revocation.drain.partitions.iter().for_each(|(_, ownership)| ownership.depart());
             Callbacks::give_back(&self.consumer, &revocation.list);
         }
     }
