@@ -166,8 +166,26 @@ async fn fill(
     }
     if caught_up(config, backlog, metrics, stop).await && !once {
         tracing::info!("caught up; keeping the collection up to date until told to stop");
+        let _ = stop.run_until_cancelled(tell_while_kept(backlog)).await;
     }
     Ok(carried)
+}
+
+/// Says now and then how far behind the topics' ends the collection is: who changes the model waits for it to be there.
+async fn tell_while_kept(backlog: &Backlog) {
+    loop {
+        tokio::time::sleep(TELL).await;
+        let behind = match backlog.renew().await {
+            Ok(()) => backlog.remaining().await,
+            Err(fault) => Err(fault),
+        };
+        match behind {
+            Ok(0) => tracing::info!("up to date: all messages that the topics hold are indexed"),
+            // Under load there is always something on its way.
+            Ok(remaining) => tracing::info!(remaining, "keeping up with the topics"),
+            Err(fault) => tracing::warn!("{fault}; how far behind the collection is is not known"),
+        }
+    }
 }
 
 /// Waits until the group has committed all of the backlog; `false`: it was stopped before.

@@ -248,6 +248,10 @@ pub const LABELS: &str = "labels";
 /// The largest `store.search_ef`: a search that keeps more is as slow as one that looks at everything.
 const MAX_SEARCH_EF: usize = 4_096;
 
+/// Topic, in the `source` of its point, of what a worker tries the store with: no message, and no post. No broker has a topic of
+/// this name that feedlens reads.
+pub const PROBE: &str = "feedlens.probe";
+
 /// A store behind the seam.
 pub type SharedStore = Arc<dyn VectorStore>;
 

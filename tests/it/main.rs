@@ -60,6 +60,7 @@ mod real_kafka_security;
 mod real_kafka_standing;
 mod real_kafka_start;
 mod reindex;
+mod reindex_restarts;
 mod relevance;
 mod replayed_topic;
 mod running;

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use chrono::Utc;
+use feedlens::store::{Order, Origin, PROBE, Point, Tombstone, Write};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::binary::{refuses, root};
 use crate::kafka_support::wait_until;
 use crate::upgrade_support::{NEW, OLD, Site, reversed_model, stored, torn_model};
 
 /// Indexes what was sent under the small model, and ends.
-async fn index(site: &Site, messages: u64) {
+pub async fn index(site: &Site, messages: u64) {
     let (ingest, _) = site.start(&["ingest"], &root().join("models/small"));
     wait_until("the posts under the old model", async || tokio::task::block_in_place(|| ingest.settled()) >= messages)
         .await;
@@ -51,9 +54,26 @@ async fn what_the_topics_no_longer_hold_is_carried_over_in_its_place() {
     site.send("deleted-bare", None, &[]).await;
     site.post("edited", 3, Value::Null).await;
     index(&site, 10).await;
+    // What workers of the live collection tried it with: one died before its point was deleted.
+    let origin = |offset| Origin { topic: PROBE.to_owned(), partition: 0, offset, timestamp: 1 };
+    let order = |offset| Order { version: None, source: origin(offset) };
+    let tried = json!({"post_id": PROBE, "hidden": true}).as_object().cloned().expect("an object");
+    let (left, gone) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let vector = Some(vec![1.0; 128]);
+    let post = Point {
+        id: left,
+        order: order(1),
+        image: vector.clone(),
+        caption: vector,
+        image_pending: false,
+        payload: tried,
+    };
+    let deletion = Tombstone { id: gone, order: order(2), post_id: PROBE.to_owned(), deleted_at: Utc::now() };
+    let tried = vec![Write::Upsert(post), Write::Delete(deletion)];
+    site.store(OLD).await.write(tried).await.expect("writes");
 
     // The retention time is over; one post was edited since, and one that was deleted comes once more in an old version.
-    site.forget_the_topics();
+    site.forget_the_topics().await;
     std::fs::remove_file(pictures.path().join("1f004.png")).expect("removes");
     site.post("edited", 5, Value::Null).await;
     site.post("deleted", 2, Value::Null).await;
@@ -69,6 +89,7 @@ async fn what_the_topics_no_longer_hold_is_carried_over_in_its_place() {
     assert_eq!(site.collections().await.live().await.expect("answers"), Some(site.collection(OLD)), "the alias stays");
     assert_eq!(store.count().await.expect("counts"), 5);
     assert!(stored(&store, "bare").await.is_none());
+    assert!(store.get(&[left, gone]).await.expect("reads").is_empty(), "neither is a post");
     for (id, version, pending) in
         [("path", 3, false), ("caption", 3, false), ("inline", 3, true), ("gone", 3, true), ("edited", 5, false)]
     {

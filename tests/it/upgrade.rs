@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::binary::root;
-use crate::kafka_support::{config, wait_until};
+use crate::kafka_support::wait_until;
 use crate::running::Running;
 use crate::upgrade_support::{NEW, OLD, Site, reversed_model, stored};
 
@@ -110,7 +110,17 @@ fn queries(folder: &Path) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_under_load_fails_no_search_and_loses_no_post() {
-    let Some(site) = Site::new("upgrade").map(Arc::new) else { return };
+    let Some(site) = Site::new("upgrade") else { return };
+    upgrade(site.into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_under_load_on_a_real_kafka() {
+    let Some(site) = Site::on_real_kafka("upgrade-real").await else { return };
+    upgrade(site.into()).await;
+}
+
+async fn upgrade(site: Arc<Site>) {
     let (old, new_model) = (root().join("models/small"), reversed_model());
     let new = new_model.path();
     let folder = tempfile::tempdir().expect("a folder");
@@ -174,7 +184,10 @@ async fn an_upgrade_under_load_fails_no_search_and_loses_no_post() {
     ready(&new_ingest, "the new ingest worker").await;
     stop_feed.store(true, Ordering::Relaxed);
     feeding.await.expect("no panic");
-    // Until here it kept what the old workers took from the group.
+    // Until here it kept what the old workers took from the group, and now it says so.
+    let before = reindex.log().len();
+    wait_until("the reindex to be up to date", async || reindex.log()[before..].contains("up to date: all messages"))
+        .await;
     ended(reindex).await;
     let (code, problems, log) = site.run(&["collection", "reindex", "--once"], new).await;
     assert_eq!((code, problems.as_str()), (Some(0), ""), "{log}");
@@ -217,10 +230,8 @@ async fn an_upgrade_under_load_fails_no_search_and_loses_no_post() {
 
 /// Messages in the dead-letter topic.
 async fn dead_letters(site: &Site) -> usize {
-    let mut kafka = config(&site.broker.bootstrap());
-    kafka.posts_topic = "posts.dlq".to_owned();
+    let kafka = site.kafka.clone();
     let letters = tokio::task::spawn_blocking(move || {
-        kafka.dead_letter_topic = kafka.posts_topic.clone();
         feedlens::kafka::dead_letter::Letters::open(&kafka).expect("opens").map_or(0, |letters| letters.offsets())
     });
     letters.await.expect("no panic") as usize

@@ -6,21 +6,26 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use feedlens::config::{Config, Overrides, Secret};
-use feedlens::kafka::{EmbeddedBroker, Producer};
+use feedlens::kafka::{EmbeddedBroker, KafkaConfig, Producer};
 use feedlens::post::point_id;
 use feedlens::store::{Collections, ModelStamp, SharedStore, StoredPoint};
+use rdkafka::admin::AdminOptions;
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::binary::{feedlens, root};
 use crate::bundles::copy;
+use crate::kafka_support::config;
 use crate::ports::free_port;
+use crate::real_kafka::{admin, create_topic, real_broker};
 use crate::running::Running;
 use crate::store_server;
 
 pub const OLD: &str = "feedlens-small-1";
 pub const NEW: &str = "feedlens-small-2";
 const DIMENSION: usize = 128;
+const PARTITIONS: i32 = 4;
 
 /// The last weights and biases of the small model's towers.
 const TEXT: [&str; 2] = ["project.weight_fp16", "project.bias"];
@@ -112,7 +117,9 @@ fn fields(bytes: &[u8], message: Range<usize>, wanted: u64) -> Vec<Range<usize>>
 
 /// A broker, a folder of pictures and an alias on the Qdrant server.
 pub struct Site {
-    pub broker: EmbeddedBroker,
+    /// `None`: a real Kafka, by topics of this site's own.
+    broker: Option<EmbeddedBroker>,
+    pub kafka: KafkaConfig,
     pub producer: Producer,
     pub alias: String,
     url: String,
@@ -121,17 +128,48 @@ pub struct Site {
 }
 
 impl Site {
-    /// `None`, said loudly, where there is no Qdrant server.
+    /// With a broker of its own. `None`, said loudly, where there is no Qdrant server.
     pub fn new(name: &str) -> Option<Self> {
         let (url, key) = tokio::task::block_in_place(store_server::shared)?;
-        let (broker, producer) = broker();
+        let (broker, kafka, producer) = broker();
         let alias = format!("{name}{}", std::process::id());
-        Some(Self { broker, producer, alias, url, key, pictures: root().join("demo/images") })
+        Some(Self { broker: Some(broker), kafka, producer, alias, url, key, pictures: root().join("demo/images") })
     }
 
-    /// Another broker in place of this one: its topics hold nothing, as after the retention time.
-    pub fn forget_the_topics(&mut self) {
-        (self.broker, self.producer) = broker();
+    /// On a real Kafka. `None`, said loudly, where there is none, or no Qdrant server.
+    pub async fn on_real_kafka(name: &str) -> Option<Self> {
+        let mut kafka = real_broker(name)?;
+        kafka.group = kafka.posts_topic.clone();
+        let (url, key) = tokio::task::block_in_place(store_server::shared)?;
+        let producer = Producer::new(&kafka).expect("a producer");
+        let alias = format!("{name}{}", std::process::id());
+        let mut site = Self { broker: None, kafka, producer, alias, url, key, pictures: root().join("demo/images") };
+        for (topic, partitions) in site.topics() {
+            create_topic(&site.kafka, topic, partitions, &[]).await;
+        }
+        // The messages by which it was seen that they are there.
+        site.forget_the_topics().await;
+        Some(site)
+    }
+
+    /// Its topics hold nothing, as after the retention time: another broker in place of this one, or what the real one keeps.
+    pub async fn forget_the_topics(&mut self) {
+        if self.broker.is_some() {
+            let (broker, kafka, producer) = broker();
+            (self.broker, self.kafka, self.producer) = (Some(broker), kafka, producer);
+            return;
+        }
+        let mut ends = TopicPartitionList::new();
+        for (topic, partitions) in self.topics() {
+            ends.add_partition_range(topic, 0, partitions - 1);
+        }
+        ends.set_all_offsets(Offset::End).expect("offsets");
+        admin(&self.kafka).delete_records(&ends, &AdminOptions::new()).await.expect("deletes");
+    }
+
+    /// Of a real Kafka, with the numbers of their partitions.
+    fn topics(&self) -> [(&str, i32); 2] {
+        [(&self.kafka.posts_topic, PARTITIONS), (&self.kafka.dead_letter_topic, 1)]
     }
 
     /// The settings of a process with a model.
@@ -141,8 +179,15 @@ impl Site {
             format!("store.qdrant.url={}", self.url),
             format!("store.alias={}", self.alias),
             format!("model.dir={}", model.display()),
-            format!("kafka.brokers={}", self.broker.bootstrap()),
+            format!("kafka.brokers={}", self.kafka.brokers),
+            format!("kafka.posts_topic={}", self.kafka.posts_topic),
+            format!("kafka.dead_letter_topic={}", self.kafka.dead_letter_topic),
+            format!("kafka.group={}", self.kafka.group),
             "kafka.commit_interval=100ms".to_owned(),
+            // What a killed worker had moves on soon.
+            "kafka.properties.session.timeout.ms=8000".to_owned(),
+            "kafka.properties.heartbeat.interval.ms=500".to_owned(),
+            "ingest.drain_timeout=3s".to_owned(),
             "images.root=".to_owned() + &self.pictures.display().to_string(),
             "encoder.workers=1".to_owned(),
             "query.kafka=false".to_owned(),
@@ -157,7 +202,7 @@ impl Site {
         let mut settings = self.settings(model);
         settings.push(format!("query.listen={listen}"));
         let settings = settings.iter().map(String::as_str).collect::<Vec<_>>();
-        (Running::launch(arguments, &self.broker.bootstrap(), &settings, None), listen)
+        (Running::launch(arguments, &self.kafka.brokers, &settings, None), listen)
     }
 
     /// A command, to its end.
@@ -202,15 +247,17 @@ impl Site {
     }
 
     pub async fn send(&self, key: &str, value: Option<&str>, headers: &[(String, Option<Vec<u8>>)]) {
-        let sent = self.producer.send("posts", Some(key.as_bytes()), value.map(str::as_bytes), headers).await;
+        let sent =
+            self.producer.send(&self.kafka.posts_topic, Some(key.as_bytes()), value.map(str::as_bytes), headers).await;
         sent.expect("acknowledged");
     }
 }
 
-fn broker() -> (EmbeddedBroker, Producer) {
-    let broker = EmbeddedBroker::start(&[("posts", 2), ("posts.dlq", 1)]).expect("a broker");
-    let producer = Producer::new(&crate::kafka_support::config(&broker.bootstrap())).expect("a producer");
-    (broker, producer)
+fn broker() -> (EmbeddedBroker, KafkaConfig, Producer) {
+    let broker = EmbeddedBroker::start(&[("posts", PARTITIONS), ("posts.dlq", 1)]).expect("a broker");
+    let kafka = config(&broker.bootstrap());
+    let producer = Producer::new(&kafka).expect("a producer");
+    (broker, kafka, producer)
 }
 
 /// A point, and whether it is a post (no delete marker).

@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::{Faults, QdrantStore, convert, setup};
 use crate::error::Fault;
 use crate::store::lacking::Lacking;
-use crate::store::order::{IMAGE_PENDING, STATE_FIELDS, State};
-use crate::store::{ModelStamp, SharedStore, StoreConfig, StoreKind};
+use crate::store::order::{IMAGE_PENDING, SOURCE, STATE_FIELDS, State};
+use crate::store::{ModelStamp, PROBE, SharedStore, StoreConfig, StoreKind};
 
 /// All collections of a server, by name; one of them is live, which the alias says.
 #[derive(Clone)]
@@ -134,7 +134,8 @@ impl Collections {
         }
     }
 
-    /// Some posts of a collection in the order of their ids, and the id to go on with (`None`: that was the end).
+    /// Some posts of a collection in the order of their ids, and the id to go on with (`None`: that was the end). What workers
+    /// tried the store with is left out.
     ///
     /// # Errors
     /// As [`Self::live`].
@@ -144,11 +145,14 @@ impl Collections {
         from: Option<Uuid>,
         limit: u32,
     ) -> Result<(Vec<Seen>, Option<Uuid>), Fault> {
-        let fields = ["post_id", IMAGE_PENDING];
+        let fields = ["post_id", IMAGE_PENDING, SOURCE];
         let (points, next) = self.scroll(collection, from, limit, Some(convert::live()), Some(&fields)).await?;
         let seen = points.into_iter().filter_map(|point| {
             let id = convert::uuid(point.id)?;
             let payload = convert::json(point.payload);
+            if payload.get(SOURCE).and_then(|source| source.get("topic")?.as_str()) == Some(PROBE) {
+                return None;
+            }
             let post_id = payload.get("post_id").and_then(|id| id.as_str()).unwrap_or_default().to_owned();
             Some(Seen { id, post_id, image_pending: payload.get(IMAGE_PENDING) == Some(&true.into()) })
         });
@@ -187,7 +191,8 @@ impl Collections {
         let points = points.into_iter().filter_map(|point| {
             let id = convert::uuid(point.id)?;
             let payload = convert::json(point.payload);
-            Some((id, State::read_from(&payload)?, payload))
+            let state = State::read_from(&payload).filter(|state| state.source.topic != PROBE)?;
+            Some((id, state, payload))
         });
         let points = points.collect::<Vec<_>>();
         let ids = points.iter().map(|(id, ..)| *id).collect::<Vec<_>>();
