@@ -207,13 +207,17 @@ async fn a_backlog_is_read_a_little_of_each_partition_at_a_time() {
     config.properties.insert("batch.size".to_owned(), "16384".to_owned());
     produce(&config, 0..6_000, "none").await;
     let (source, mut envelopes, _) = start(&config, ROOMY).await;
+    // Partitions start one by one, and the first may be far ahead then. After a pause all go on at once.
+    let held = receive_many(&mut envelopes, ROOMY.posts).await;
+    wait_until("all to be paused", async || source.status().snapshot().paused == 3).await;
+    held.into_iter().for_each(Envelope::settle);
     let mut by_partition = BTreeMap::new();
-    for _ in 0..3_000 {
+    for _ in 0..2_000 {
         let envelope = receive(&mut envelopes).await;
         *by_partition.entry(envelope.position.partition).or_insert(0) += 1;
         envelope.settle();
     }
-    assert!(by_partition.len() == 3 && by_partition.values().all(|&read| read > 600), "{by_partition:?}");
+    assert!(by_partition.len() == 3 && by_partition.values().all(|&read| read > 300), "{by_partition:?}");
     drop(envelopes);
     source.stop(PATIENCE).await.expect("stops");
 }
