@@ -34,8 +34,8 @@ const CAPACITY: usize = 64;
 pub enum Begin {
     /// At the first message of each partition.
     Earliest,
-    /// Behind the last message of each partition.
-    Latest,
+    /// At most so many messages before the end of each partition.
+    Last(u16),
 }
 
 /// What a reader is told, in the order of each partition.
@@ -214,7 +214,10 @@ impl Follower {
         let partitions = topic.partitions().iter().map(|partition| partition.id());
         let fresh = partitions.filter(|partition| !self.known.contains(partition)).collect::<Vec<_>>();
         if !fresh.is_empty() {
-            let offset = if begin == Begin::Latest { Offset::End } else { Offset::Beginning };
+            let offset = match begin {
+                Begin::Earliest => Offset::Beginning,
+                Begin::Last(count) => Offset::OffsetTail(count.into()),
+            };
             let mut list = TopicPartitionList::new();
             for partition in &fresh {
                 list.add_partition_offset(&self.topic, *partition, offset)?;

@@ -1,26 +1,32 @@
 //! Standing topics for people and programs: the list, registrations, and matches as they come.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{SubsecRound, Utc};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::Fault;
-use crate::kafka::{Begin, Followed, Producer};
+use crate::kafka::{Begin, Followed, Message, Producer};
 use crate::metrics::Metrics;
 use crate::query::error::{ErrorCode, SearchError};
+use crate::query::recent::{Cursor, Recent, Told, Unseen};
 use crate::query::service::{OVERLOAD_DELAY, humantime};
 use crate::query::streams::{Client, StreamPlace, Streams};
 use crate::standing::{self, Directory, Match, Registration};
 
 /// Matches that a slow client may be behind; then its stream is ended.
 const BEHIND: usize = 256;
+/// Of each partition so many matches are read at the start: clients of a worker that stopped come back to this one.
+const READ_BACK: u16 = 256;
+/// A stream tells how far it is after so many matches that are not of its topic.
+const TOLD_AFTER: usize = 128;
 /// A match with the longest caption, each of its characters escaped.
 const MAX_MATCH_BYTES: usize = 1024 * 1024;
 /// A registration that was acknowledged is waited for in the list so long.
@@ -34,7 +40,7 @@ pub struct Live {
     producer: Producer,
     topic: String,
     max_topics: usize,
-    matches: broadcast::Sender<Arc<Match>>,
+    feed: Arc<Feed>,
     streams: Arc<Streams>,
     /// A request waits so long for the list to be complete, and for its registration to be acknowledged.
     max_wait: Duration,
@@ -43,10 +49,25 @@ pub struct Live {
     shutdown: CancellationToken,
 }
 
-/// A client's view of the matches from now on; one of a bounded number.
+/// The matches as they come, and the last ones.
+struct Feed {
+    recent: Mutex<Recent>,
+    /// Sent to with `recent` locked, so that who subscribes with it locked misses none and gets none twice.
+    matches: broadcast::Sender<Arc<Told>>,
+    /// The matches of before the start are read.
+    is_complete: watch::Sender<bool>,
+}
+
+/// A client's view of the matches, from now or from where it was; one of a bounded number.
 pub struct MatchStream {
-    matches: broadcast::Receiver<Arc<Match>>,
+    /// What is to be said before the first match.
+    first: VecDeque<Next>,
+    unseen: VecDeque<Arc<Told>>,
+    matches: broadcast::Receiver<Arc<Told>>,
     topic_id: Option<String>,
+    cursor: Cursor,
+    /// Matches of other topics since the client was last told where it is.
+    untold: usize,
     /// The worker stops, the client's key is taken away, or the stream is old.
     over: BoxFuture<'static, ()>,
     metrics: Arc<Metrics>,
@@ -57,8 +78,12 @@ pub struct MatchStream {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Next {
     /// A match.
-    Match(Arc<Match>),
-    /// The client did not keep up and missed so many; nothing comes after it.
+    Match(Arc<Told>),
+    /// The stream is elsewhere than with the last match: at its beginning, or behind matches of other topics.
+    Moved,
+    /// There may have been matches between the client's cursor and what comes next.
+    Gap,
+    /// The client did not keep up and missed so many; nothing comes after it. It can go on where it was.
     Missed(u64),
 }
 
@@ -78,16 +103,20 @@ impl Live {
         }
         standing::create_topics(config).await;
         let directory = Directory::start(kafka, max_topics, metrics.clone()).await?;
-        let told = standing::follow(kafka, &kafka.matches_topic, Begin::Latest, MAX_MATCH_BYTES).await?;
-        let (matches, _) = broadcast::channel(BEHIND);
-        tokio::spawn(pass_on(told, matches.clone(), shutdown.clone()));
+        let told = standing::follow(kafka, &kafka.matches_topic, Begin::Last(READ_BACK), MAX_MATCH_BYTES).await?;
+        let feed = Arc::new(Feed {
+            recent: Mutex::default(),
+            matches: broadcast::Sender::new(BEHIND),
+            is_complete: watch::Sender::new(false),
+        });
+        tokio::spawn(Arc::clone(&feed).pass_on(told, shutdown.clone()));
         let query = &config.query;
         Ok(Some(Arc::new(Self {
             directory,
             producer: Producer::new(kafka)?,
             topic: kafka.standing_topic.clone(),
             max_topics,
-            matches,
+            feed,
             streams: Streams::new(query, metrics.match_streams.clone()),
             max_wait: query.max_wait,
             timeout: query.timeout,
@@ -156,16 +185,33 @@ impl Live {
         Ok(())
     }
 
-    /// The matches from now on, of one topic or of all.
+    /// The matches of one topic or of all: those that came behind the cursor as far as they are kept, and those from now on.
     ///
     /// # Errors
     /// 429 where `query.max_streams` are open, or this client has its share; 503 as long as the topics are being read.
-    pub async fn stream(&self, topic_id: Option<String>, client: Client) -> Result<MatchStream, SearchError> {
+    pub async fn stream(
+        &self,
+        topic_id: Option<String>,
+        cursor: Option<Cursor>,
+        client: Client,
+    ) -> Result<MatchStream, SearchError> {
         let place = self.streams.take(&client)?;
         self.complete().await?;
+        self.feed.complete(self.max_wait).await?;
+        let recent = self.feed.recent();
+        let matches = self.feed.matches.subscribe();
+        let cursor = cursor.unwrap_or_else(|| recent.cursor().clone());
+        let Unseen { told: unseen, gap } = recent.since(&cursor);
+        drop(recent);
+        let mut first = VecDeque::from([Next::Moved]);
+        first.extend(gap.then_some(Next::Gap));
         Ok(MatchStream {
-            matches: self.matches.subscribe(),
+            first,
+            unseen,
+            matches,
             topic_id,
+            cursor,
+            untold: 0,
             over: over(client, self.shutdown.clone()).boxed(),
             metrics: self.metrics.clone(),
             _place: place,
@@ -194,18 +240,37 @@ impl MatchStream {
         self.matches.len() >= BEHIND
     }
 
+    /// Where the stream is, behind what was given last.
+    pub fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
     /// Waits for the next match; `None`: it is over.
     pub async fn next(&mut self) -> Option<Next> {
+        if let Some(first) = self.first.pop_front() {
+            return Some(first);
+        }
         loop {
-            let received = tokio::select! {
-                () = &mut self.over => return None,
-                received = self.matches.recv() => received,
+            let received = match self.unseen.pop_front() {
+                Some(told) => Ok(told),
+                None => tokio::select! {
+                    () = &mut self.over => return self.last(),
+                    received = self.matches.recv() => received,
+                },
             };
             match received {
-                Ok(found) if self.topic_id.as_ref().is_none_or(|id| *id == found.topic_id) => {
-                    return Some(Next::Match(found));
+                Ok(told) => {
+                    self.cursor.pass(&told);
+                    self.untold += 1;
+                    if self.topic_id.as_ref().is_none_or(|id| *id == told.found.topic_id) {
+                        self.untold = 0;
+                        return Some(Next::Match(told));
+                    }
+                    if self.untold >= TOLD_AFTER {
+                        self.untold = 0;
+                        return Some(Next::Moved);
+                    }
                 }
-                Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => {
                     self.metrics.match_streams_dropped.inc();
                     return Some(Next::Missed(missed));
@@ -214,28 +279,56 @@ impl MatchStream {
             }
         }
     }
+
+    /// A stream that is over tells where it was, once.
+    fn last(&mut self) -> Option<Next> {
+        self.over = futures::future::ready(()).boxed();
+        (std::mem::take(&mut self.untold) > 0).then_some(Next::Moved)
+    }
 }
 
-async fn pass_on(
-    mut told: mpsc::Receiver<Followed>,
-    matches: broadcast::Sender<Arc<Match>>,
-    shutdown: CancellationToken,
-) {
-    loop {
-        let followed = tokio::select! {
-            () = shutdown.cancelled() => return,
-            followed = told.recv() => followed,
-        };
-        match followed {
-            None => return,
-            Some(Followed::Message(message)) if matches.receiver_count() > 0 => {
-                match serde_json::from_slice::<Match>(message.payload.as_deref().unwrap_or_default()) {
-                    // Nobody may listen any more.
-                    Ok(found) => drop(matches.send(Arc::new(found))),
-                    Err(error) => tracing::debug!(%error, position = %message.position, "what lies there is no match"),
-                }
+impl Feed {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        // Nothing under the lock can panic.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn complete(&self, max_wait: Duration) -> Result<(), SearchError> {
+        let mut is_complete = self.is_complete.subscribe();
+        let waited = tokio::time::timeout(max_wait, is_complete.wait_for(|complete| *complete)).await;
+        waited.map(drop).map_err(|_| {
+            let message = "the last matches are still being read from Kafka; try again in a moment";
+            SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
+        })
+    }
+
+    async fn pass_on(self: Arc<Self>, mut told: mpsc::Receiver<Followed>, shutdown: CancellationToken) {
+        loop {
+            let followed = tokio::select! {
+                () = shutdown.cancelled() => return,
+                followed = told.recv() => followed,
+            };
+            match followed {
+                None => return,
+                Some(Followed::Message(message)) => self.tell(&message),
+                Some(Followed::UpToDate) => drop(self.is_complete.send_replace(true)),
+                Some(Followed::TooLarge { .. }) => {}
             }
-            Some(_) => {}
+        }
+    }
+
+    fn tell(&self, message: &Message) {
+        let payload = message.payload.as_deref().unwrap_or_default();
+        match serde_json::from_slice::<Match>(payload) {
+            Ok(found) => {
+                let (partition, offset) = (message.position.partition, message.position.offset);
+                let told = Arc::new(Told { found, partition, offset, bytes: payload.len() });
+                let mut recent = self.recent();
+                recent.add(Arc::clone(&told));
+                // Nobody may listen.
+                let _ = self.matches.send(told);
+            }
+            Err(error) => tracing::debug!(%error, position = %message.position, "what lies there is no match"),
         }
     }
 }

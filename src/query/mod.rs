@@ -4,7 +4,7 @@
 //! http   POST and GET /v1/search, batches, the page ------+
 //!                                                         +--> service: place -> embed -> store -> rank -> answer
 //! kafka  requests topic -> ... -> results or reply topic --+
-//! live   /v1/topics -> standing topics in Kafka; matches in Kafka -> /v1/matches (server-sent events)
+//! live   /v1/topics -> standing topics in Kafka; matches in Kafka -> recent -> /v1/matches (server-sent events)
 //! ```
 
 mod admission;
@@ -19,6 +19,7 @@ pub mod keys;
 pub mod live;
 pub mod min_score;
 pub mod rank;
+pub mod recent;
 pub mod request;
 pub mod response;
 pub mod service;

@@ -63,6 +63,7 @@ mod reindex;
 mod reindex_restarts;
 mod relevance;
 mod replayed_topic;
+mod resumed_streams;
 mod running;
 mod scripts;
 mod search_crash;

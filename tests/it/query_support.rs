@@ -155,6 +155,17 @@ impl Worker {
         live: Option<Arc<Live>>,
         shutdown: CancellationToken,
     ) -> Self {
+        Self::serve_at("127.0.0.1:0", config, store, live, shutdown).await
+    }
+
+    /// The same at an address, as after a restart.
+    pub async fn serve_at(
+        address: &str,
+        config: &Config,
+        store: SharedStore,
+        live: Option<Arc<Live>>,
+        shutdown: CancellationToken,
+    ) -> Self {
         let encoder = encoder();
         let service = SearchService::new(ServiceParts {
             encoder: QueryEncoder::new(encoder.clone(), &config.images, config.captions).expect("the fetcher starts"),
@@ -163,7 +174,7 @@ impl Worker {
             config: config.query.clone(),
             metrics: Arc::new(Metrics::new()),
         });
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listener = TcpListener::bind(address).await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let interface = Interface { service: service.clone(), live, labels: config.labels.clone() };
         let serving = tokio::spawn(http::run(listener, interface, shutdown.clone()));

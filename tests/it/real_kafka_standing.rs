@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use feedlens::kafka::Producer;
 use feedlens::metrics::Metrics;
-use feedlens::query::live::Live;
+use feedlens::query::live::{Live, Next};
+use feedlens::query::recent::Cursor;
 use feedlens::query::streams::Client;
 use feedlens::standing::{Registration, Target};
 use rdkafka::admin::{AdminOptions, NewPartitions, ResourceSpecifier};
@@ -58,13 +59,14 @@ async fn registrations_matches_and_a_restart_on_a_real_broker() {
     live.register(about("cars", "汽车")).await.expect("registered");
     live.remove("cars").await.expect("removed");
     let worker = bench.work();
-    let mut stream = live.stream(None, Client::Address([127, 0, 0, 1].into())).await.expect("a place");
+    let mut stream = live.stream(None, None, Client::Address([127, 0, 0, 1].into())).await.expect("a place");
+    assert_eq!(stream.next().await, Some(Next::Moved), "where it begins");
     send("p1", "红苹果").await;
     send("p2", "汽车").await;
     let mut matches = Matches::read(&config.kafka).await;
     assert_eq!(matches.pairs(1).await, pairs([("apples", "p1")]));
     let seen = stream.next().await.expect("goes on");
-    assert!(matches!(&seen, feedlens::query::live::Next::Match(found) if found.post_id == "p1"), "{seen:?}");
+    assert!(matches!(&seen, Next::Match(told) if told.found.post_id == "p1"), "{seen:?}");
 
     // Keys fall elsewhere when partitions come; both workers read those too.
     let grown = NewPartitions::new(&config.kafka.standing_topic, 12);
@@ -94,6 +96,16 @@ async fn registrations_matches_and_a_restart_on_a_real_broker() {
     assert_eq!((&*found.topic_id, &*found.post_id), ("apples", "p4"));
     assert_eq!(worker.metrics.standing_topics.get(), 25, "all of them were read before the first post");
     worker.stop().await;
+
+    // A query worker that starts only now gives all of them to who was there before the first.
+    let later = Live::start(&config, Arc::default(), CancellationToken::new()).await.expect("starts").expect("serves");
+    let client = Client::Address([127, 0, 0, 1].into());
+    let mut stream = later.stream(Some("apples".to_owned()), Some(Cursor::default()), client).await.expect("a place");
+    assert_eq!(stream.next().await, Some(Next::Moved), "and no gap");
+    for post in ["p1", "p4"] {
+        let seen = stream.next().await.expect("goes on");
+        assert!(matches!(&seen, Next::Match(told) if told.found.post_id == post), "{seen:?}");
+    }
     tokio::time::timeout(Duration::from_secs(60), bench.store.close()).await.expect("closes").expect("closes");
 }
 

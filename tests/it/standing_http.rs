@@ -71,7 +71,7 @@ impl Served {
 
     /// A stream in the program, as the page of this machine would have it.
     async fn stream(&self, topic_id: Option<String>) -> Result<MatchStream, SearchError> {
-        self.live.stream(topic_id, Client::Address([127, 0, 0, 1].into())).await
+        self.live.stream(topic_id, None, Client::Address([127, 0, 0, 1].into())).await
     }
 
     async fn events(&self, query: &str) -> Events {
@@ -231,14 +231,24 @@ async fn streams_are_bounded_and_a_slow_one_is_told_and_ended() {
     let next = wait_for_missed(&mut slow).await;
     assert!(matches!(next, Next::Missed(missed) if missed > 0), "{next:?}");
     assert_eq!(served.metrics.match_streams_dropped.get(), 1);
+    let place = slow.cursor().clone();
     drop(slow);
     fast = served.stream(None).await;
     assert!(fast.is_ok(), "its place is free");
+    drop(fast);
+    // It can go on where it was, and has missed nothing then.
+    let mut again = served.live.stream(None, Some(place), Client::Address([127, 0, 0, 1].into())).await.expect("a place");
+    assert_eq!(again.next().await, Some(Next::Moved));
+    for number in 0..400 {
+        let next = again.next().await.expect("the worker runs");
+        assert!(matches!(next, Next::Match(_)), "{number}: {next:?}");
+    }
 }
 
 /// A stream that was not read while more came than it may be behind.
 async fn wait_for_missed(stream: &mut MatchStream) -> Next {
     wait_until("more than it holds", async || stream.is_behind()).await;
+    assert_eq!(stream.next().await, Some(Next::Moved), "where it begins");
     stream.next().await.expect("the worker runs")
 }
 

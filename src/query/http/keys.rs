@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::cors::CorsLayer;
 
 use super::App;
+use super::topics::LAST_EVENT_ID;
 use crate::query::QueryConfig;
 use crate::query::error::{ErrorCode, SearchError};
 use crate::traces::w3c;
@@ -81,7 +82,7 @@ pub(super) fn cors(config: &QueryConfig) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origins.collect::<Vec<HeaderValue>>())
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, API_KEY, TRACEPARENT, TRACESTATE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, API_KEY, LAST_EVENT_ID, TRACEPARENT, TRACESTATE])
         .expose_headers([RETRY_AFTER]);
     (!config.cors_origins.is_empty()).then_some(layer)
 }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -25,10 +25,13 @@ use crate::labels::config::SetConfig;
 use crate::query::error::{ErrorCode, ErrorResponse, SearchError};
 use crate::query::keys::Accepted;
 use crate::query::live::{Live, MatchStream, Next};
+use crate::query::recent::Cursor;
 use crate::query::streams::Client;
 use crate::standing::registration::{MAX_RECORD_BYTES, Registration, Target};
 use crate::text::shortened;
 
+/// How a client that comes back says where it was (WHATWG HTML, 9.2.4).
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Between comments that keep a quiet stream open: proxies cut connections that are silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A list of topics is sent in pieces of about so many bytes; each takes some 100 microseconds to be made.
@@ -185,10 +188,15 @@ pub(super) async fn remove(
 /// Matches of standing topics as they come
 ///
 /// Server-sent events: event `match`, data the JSON of the match; comments keep the stream open. A client that does not keep up
-/// gets an event `missed`, and the stream ends. Any stream ends after ten minutes, or when its key is taken away: connect again.
+/// gets an event `missed`, and the stream ends. Any stream ends after ten minutes, or when its key is taken away: connect again,
+/// with the id of the last event, and what came meanwhile comes first; an event `gap` says that some of it may be kept no more.
 #[utoipa::path(
     get, path = "/v1/matches", tag = "topics",
-    params(("topic_id" = Option<String>, Query, description = "Only matches of this topic")),
+    params(
+        ("topic_id" = Option<String>, Query, description = "Only matches of this topic"),
+        ("Last-Event-ID" = Option<String>, Header, description = "Go on behind the event with this id, at any worker",
+            pattern = r"^(none|\d{1,9}:\d{1,18}(,\d{1,9}:\d{1,18})*)$", max_length = 16384),
+    ),
     responses(
         (status = 200, description = "A stream of events", body = String, content_type = "text/event-stream"),
         (status = 404, description = "This worker has no standing topics", body = ErrorResponse),
@@ -198,8 +206,11 @@ pub(super) async fn matches(
     State(app): State<App>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,
     accepted: Option<Extension<Accepted>>,
+    headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, SearchError> {
+    let cursor = headers.get(LAST_EVENT_ID).map(|id| id.to_str().unwrap_or_default().parse::<Cursor>());
+    let cursor = cursor.transpose().map_err(|reason| SearchError::bad_request(format!("Last-Event-ID: {reason}")))?;
     let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri)
         .map_err(|error| SearchError::bad_request(format!("the parameters cannot be read: {error}")))?;
     let mut topic_id = None;
@@ -210,7 +221,7 @@ pub(super) async fn matches(
         }
     }
     let client = Client::new(accepted.map(|Extension(accepted)| accepted), address);
-    let stream = app.live()?.stream(topic_id, client).await?;
+    let stream = app.live()?.stream(topic_id, cursor, client).await?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(stream)).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -219,20 +230,29 @@ pub(super) async fn matches(
     Ok(response)
 }
 
-/// Each match as an event `match`; a client that did not keep up gets an event `missed` as the last one.
+/// Each match as an event `match`, whose id says where the stream is behind it. An event of an id alone is not shown to a
+/// browser's program, but kept by the browser.
 fn events(stream: MatchStream) -> impl Stream<Item = Result<Event, Infallible>> {
     futures::stream::unfold(Some(stream), async |stream| {
         let mut stream = stream?;
-        let (name, data, stream) = match stream.next().await? {
-            Next::Match(found) => ("match", serde_json::to_string(&*found), Some(stream)),
+        let (event, stream) = match stream.next().await? {
+            Next::Match(told) => (named("match", &told.found).id(stream.cursor().to_string()), Some(stream)),
+            Next::Moved => (Event::default().id(stream.cursor().to_string()), Some(stream)),
+            Next::Gap => {
+                let message = "some matches of the meantime may be missing here; they are in kafka.matches_topic";
+                (named("gap", &json!({"message": message})), Some(stream))
+            }
             Next::Missed(missed) => {
                 let message = "this client did not keep up with the matches; connect again";
-                ("missed", serde_json::to_string(&json!({"missed": missed, "message": message})), None)
+                (named("missed", &json!({"missed": missed, "message": message})), None)
             }
         };
-        let data = data.expect("strings, numbers and a time. This is a bug.");
-        Some((Ok(Event::default().event(name).data(data)), stream))
+        Some((Ok(event), stream))
     })
+}
+
+fn named(name: &str, data: &impl Serialize) -> Event {
+    Event::default().event(name).json_data(data).expect("strings, numbers and a time. This is a bug.")
 }
 
 impl App {

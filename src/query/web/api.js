@@ -90,6 +90,8 @@ export function removeTopic(topicId) {
 }
 
 /** The open stream of matches: server-sent events. By fetch, for an EventSource sends no key. */
-export async function matches(signal) {
-  return (await send("/v1/matches", { headers: { Accept: "text/event-stream" }, signal })).body;
+export async function matches(signal, lastId) {
+  const headers = { Accept: "text/event-stream" };
+  if (lastId) headers["Last-Event-ID"] = lastId;
+  return (await send("/v1/matches", { headers, signal })).body;
 }

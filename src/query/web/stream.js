@@ -8,7 +8,8 @@ const SILENCE = 60_000;
 const LONG_LIVED = 60_000;
 
 /**
- * Keeps a stream of events open. `open(signal)` gives the body, a ReadableStream; `told` has `event(name, data)` and
+ * Keeps a stream of events open. `open(signal, lastId)` gives the body, a ReadableStream, from behind the event with that id
+ * where there was one; `told` has `event(name, data)` and
  * `state(name, detail)`: "live"; "down" with the milliseconds to the next attempt; "refused" with the error, after which
  * only `restart` tries again. Returns `{restart, stop}`.
  */
@@ -16,6 +17,7 @@ export function keepStream(open, told) {
   let own = null;
   let delay = FIRST_DELAY;
   let timer = 0;
+  let lastId = "";
 
   async function run() {
     clearTimeout(timer);
@@ -30,11 +32,11 @@ export function keepStream(open, told) {
     };
     try {
       alive();
-      const reader = (await open(controller.signal)).pipeThrough(new TextDecoderStream()).getReader();
+      const reader = (await open(controller.signal, lastId)).pipeThrough(new TextDecoderStream()).getReader();
       delay = FIRST_DELAY;
       told.state("live");
       since = performance.now();
-      const parse = eventParser(told.event);
+      const parse = eventParser(told.event, (id) => { lastId = id; });
       for (;;) {
         const { done, value } = await reader.read();
         if (done && performance.now() - since > LONG_LIVED && own === controller) {
@@ -77,19 +79,25 @@ export function keepStream(open, told) {
   };
 }
 
-/** Takes pieces of an event stream as they come, calls `use(name, data)` for each whole event (WHATWG HTML, 9.2.6). */
-export function eventParser(use) {
+/**
+ * Takes pieces of an event stream as they come, calls `use(name, data)` for each whole event, and `remember(id)` for each that
+ * has an id (WHATWG HTML, 9.2.6).
+ */
+export function eventParser(use, remember) {
   let rest = "";
   let name = "";
   let data = [];
+  let id = null;
   return (piece) => {
     const lines = (rest + piece).split(/\r\n|\n|\r(?!$)/);
     rest = lines.pop();
     for (const line of lines) {
       if (line === "") {
+        if (id !== null) remember(id);
         if (data.length > 0) use(name || "message", data.join("\n"));
         name = "";
         data = [];
+        id = null;
         continue;
       }
       const colon = line.indexOf(":");
@@ -98,6 +106,7 @@ export function eventParser(use) {
       const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
       if (field === "event") name = value;
       else if (field === "data") data.push(value);
+      else if (field === "id" && !value.includes("\0")) id = value;
     }
   };
 }

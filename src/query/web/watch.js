@@ -144,6 +144,7 @@ function showCount(element, topicId) {
 }
 
 function receive(name, data) {
+  if (name === "gap") show(gapItem());
   if (name !== "match") return;
   let match;
   try {
@@ -154,12 +155,23 @@ function receive(name, data) {
   counts.set(match.topic_id, (counts.get(match.topic_id) ?? 0) + 1);
   const topic = [...byId("topics").children].find((element) => element.dataset.topic === match.topic_id);
   if (topic) showCount(topic, match.topic_id);
+  show(matchItem(match));
+  announce();
+}
+
+function show(item) {
   const list = byId("matches");
-  list.prepend(matchItem(match));
+  list.prepend(item);
   while (list.childElementCount > SHOWN_MATCHES) list.lastElementChild.remove();
   byId("matches-note").hidden = true;
   byId("matches-part").hidden = false;
-  announce();
+}
+
+function gapItem() {
+  const element = document.createElement("li");
+  element.className = "match-gap";
+  element.textContent = words().matchesGap;
+  return element;
 }
 
 function matchItem(match) {
@@ -175,12 +187,16 @@ function matchItem(match) {
   let thumbnail = null;
   open.ariaLabel = words().openMatch(shortened(match.topic, 60), shortened(match.caption, 80));
   open.addEventListener("click", () => act.similar(match, thumbnail));
-  picture(match.post_id).then((uri) => {
-    if (!THUMBNAIL.test(uri)) return;
-    thumbnail = uri;
-    find("img").src = uri;
-    find("img").hidden = false;
-  }).catch(() => {});
+  // A stream that goes on after a while brings many at once, of which most are pushed out of the list at once.
+  setTimeout(() => {
+    if (!element.isConnected) return;
+    picture(match.post_id).then((uri) => {
+      if (!THUMBNAIL.test(uri)) return;
+      thumbnail = uri;
+      find("img").src = uri;
+      find("img").hidden = false;
+    }).catch(() => {});
+  });
   return element;
 }
 
