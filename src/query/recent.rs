@@ -159,7 +159,9 @@ mod tests {
         assert_eq!(cursor.to_string(), format!("2:{},10:7", i64::MAX));
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         let long = "1:1,".repeat(MAX_CURSOR_BYTES / 4) + "1:1";
-        for bad in ["", ",", "1", "1:", ":1", "1:2,", "-1:2", "1:-2", "+1:2", "1:2:3", "None", " 1:2", "9999999999:1", &long] {
+        for bad in
+            ["", ",", "1", "1:", ":1", "1:2,", "-1:2", "1:-2", "+1:2", "1:2:3", "None", " 1:2", "9999999999:1", &long]
+        {
             assert!(bad.parse::<Cursor>().is_err(), "{bad}");
         }
     }

@@ -31,7 +31,8 @@ impl Events {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let (event, rest) = (event.to_owned(), rest.to_owned());
                 self.text = rest;
-                let field = |name: &str| event.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+                let field =
+                    |name: &str| event.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
                 let data = field("data:").map(|data| serde_json::from_str::<serde_json::Value>(&data).expect("JSON"));
                 let post_id = data.and_then(|data| Some(data["post_id"].as_str()?.to_owned()));
                 let event = Event { name: field("event:").unwrap_or_default(), id: field("id:"), post_id };

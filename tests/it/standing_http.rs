@@ -237,7 +237,8 @@ async fn streams_are_bounded_and_a_slow_one_is_told_and_ended() {
     assert!(fast.is_ok(), "its place is free");
     drop(fast);
     // It can go on where it was, and has missed nothing then.
-    let mut again = served.live.stream(None, Some(place), Client::Address([127, 0, 0, 1].into())).await.expect("a place");
+    let mut again =
+        served.live.stream(None, Some(place), Client::Address([127, 0, 0, 1].into())).await.expect("a place");
     assert_eq!(again.next().await, Some(Next::Moved));
     for number in 0..400 {
         let next = again.next().await.expect("the worker runs");
