@@ -3,59 +3,23 @@
 use std::sync::Arc;
 
 use feedlens::query::live::Live;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::browser::Browser;
 use crate::ingest_support::Bench;
-use crate::kafka_support::PATIENCE;
 use crate::query_support::{Worker, client, read};
+use crate::standing_http::Events;
 
-/// An event as it came: its name, where it has one, its id, and the post it speaks of.
-#[derive(Debug, Default, PartialEq)]
-struct Event {
-    name: String,
-    id: Option<String>,
-    post_id: Option<String>,
-}
-
-struct Events {
-    response: reqwest::Response,
-    text: String,
-}
-
-impl Events {
-    /// The next event that is no mere comment; `None`: the stream has ended.
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let (event, rest) = (event.to_owned(), rest.to_owned());
-                self.text = rest;
-                let field =
-                    |name: &str| event.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
-                let data = field("data:").map(|data| serde_json::from_str::<serde_json::Value>(&data).expect("JSON"));
-                let post_id = data.and_then(|data| Some(data["post_id"].as_str()?.to_owned()));
-                let event = Event { name: field("event:").unwrap_or_default(), id: field("id:"), post_id };
-                if event != Event::default() {
-                    return Some(event);
-                }
-                continue;
-            }
-            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("in time");
-            self.text += std::str::from_utf8(&chunk.expect("whole")?).expect("UTF-8");
-        }
+/// The posts of the next matches, and the id of the last event that has one.
+async fn posts(stream: &mut Events, count: usize) -> (Vec<String>, String) {
+    let (mut posts, mut last) = (Vec::new(), String::new());
+    while posts.len() < count {
+        let event = stream.event().await.expect("goes on");
+        last = event.id.unwrap_or(last);
+        posts.extend(event.data["post_id"].as_str().map(str::to_owned));
     }
-
-    /// The posts of the next matches, and the id of the last event that has one.
-    async fn posts(&mut self, count: usize) -> (Vec<String>, String) {
-        let (mut posts, mut last) = (Vec::new(), String::new());
-        while posts.len() < count {
-            let event = self.next().await.expect("goes on");
-            last = event.id.unwrap_or(last);
-            posts.extend(event.post_id);
-        }
-        (posts, last)
-    }
+    (posts, last)
 }
 
 /// A worker that reads the matches of this broker from now on.
@@ -79,7 +43,7 @@ async fn ask(worker: &Worker, query: &str, last_event_id: Option<&str>) -> reqwe
 async fn events(worker: &Worker, query: &str, last_event_id: Option<&str>) -> Events {
     let response = ask(worker, query, last_event_id).await;
     assert_eq!(response.status(), 200);
-    Events { response, text: String::new() }
+    Events::of(response)
 }
 
 /// Tells matches of a topic, one after the other, as an ingest worker does.
@@ -103,13 +67,13 @@ async fn a_stream_that_was_cut_goes_on_where_it_was_at_another_worker() {
     let bench = Bench::new(&[]).await;
     let first = serve(&bench, "127.0.0.1:0").await;
     let mut stream = events(&first, "", None).await;
-    let begin = stream.next().await.expect("a position");
+    let begin = stream.event().await.expect("a position");
     assert_eq!((begin.name.as_str(), begin.id.as_deref()), ("", Some("none")), "before any match");
     let beginning = begin.id.expect("an id");
 
     // Two topics, so that there are two partitions with matches perhaps.
     tell(&bench, "a", named("a", 0..3)).await;
-    let (seen, place) = stream.posts(3).await;
+    let (seen, place) = posts(&mut stream, 3).await;
     assert_eq!(seen, named("a", 0..3));
     drop(stream);
     tell(&bench, "b", named("b", 0..2)).await;
@@ -119,24 +83,24 @@ async fn a_stream_that_was_cut_goes_on_where_it_was_at_another_worker() {
     let second = serve(&bench, "127.0.0.1:0").await;
     for worker in [&first, &second] {
         let mut stream = events(worker, "", Some(&place)).await;
-        assert_eq!(stream.next().await.expect("a position").id.as_ref(), Some(&place));
-        let (mut posts, after) = stream.posts(4).await;
-        posts.sort();
-        assert_eq!(posts, [named("a", 3..5), named("b", 0..2)].concat(), "each once, and nothing of before");
-        assert_eq!(events(worker, "?topic_id=b", Some(&place)).await.posts(2).await.0, named("b", 0..2));
-        let all = events(worker, "", Some(&beginning)).await.posts(7).await;
+        assert_eq!(stream.event().await.expect("a position").id.as_ref(), Some(&place));
+        let (mut seen, after) = posts(&mut stream, 4).await;
+        seen.sort();
+        assert_eq!(seen, [named("a", 3..5), named("b", 0..2)].concat(), "each once, and nothing of before");
+        assert_eq!(posts(&mut events(worker, "?topic_id=b", Some(&place)).await, 2).await.0, named("b", 0..2));
+        let all = posts(&mut events(worker, "", Some(&beginning)).await, 7).await;
         assert_eq!(all.1, after, "who was there before the first match gets all");
     }
 
     // Who names no place begins now; and what comes now comes behind what was kept.
     let (mut fresh, mut old) = (events(&second, "", None).await, events(&second, "", Some(&place)).await);
     tell(&bench, "a", named("a", 5..6)).await;
-    assert_eq!(fresh.posts(1).await.0, ["a5"]);
-    assert_eq!(old.posts(5).await.0.last().map(String::as_str), Some("a5"));
+    assert_eq!(posts(&mut fresh, 1).await.0, ["a5"]);
+    assert_eq!(posts(&mut old, 5).await.0.last().map(String::as_str), Some("a5"));
     for worker in [first, second] {
         stop(worker).await;
     }
-    assert_eq!(old.next().await, None, "nothing came twice");
+    assert_eq!(old.event().await, None, "nothing came twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,9 +109,9 @@ async fn what_is_not_kept_is_told_as_a_gap_and_a_foreign_id_refused() {
     tell(&bench, "a", named("a", 0..300)).await;
     let worker = serve(&bench, "127.0.0.1:0").await;
     let mut stream = events(&worker, "", Some("none")).await;
-    assert_eq!(stream.next().await.expect("a position").id.as_deref(), Some("none"));
-    assert_eq!(stream.next().await.expect("a gap").name, "gap");
-    assert_eq!(stream.posts(256).await.0, named("a", 44..300), "what was read at the start");
+    assert_eq!(stream.event().await.expect("a position").id.as_deref(), Some("none"));
+    assert_eq!(stream.event().await.expect("a gap").name, "gap");
+    assert_eq!(posts(&mut stream, 256).await.0, named("a", 44..300), "what was read at the start");
 
     for bad in ["7", "0:1;1:2", "é"] {
         let (status, answer) = read(ask(&worker, "", Some(bad)).await).await;
@@ -163,14 +127,14 @@ async fn a_stream_whose_topic_is_quiet_learns_where_it_is() {
     let worker = serve(&bench, "127.0.0.1:0").await;
     let (mut quiet, mut all) = (events(&worker, "?topic_id=b", None).await, events(&worker, "", None).await);
     tell(&bench, "a", named("a", 0..140)).await;
-    let place = all.posts(140).await.1;
-    let (begin, moved) = (quiet.next().await.expect("a position"), quiet.next().await.expect("another"));
-    assert_eq!((begin.id.as_deref(), moved.name.as_str(), &moved.post_id), (Some("none"), "", &None));
+    let place = posts(&mut all, 140).await.1;
+    let (begin, moved) = (quiet.event().await.expect("a position"), quiet.event().await.expect("another"));
+    assert_eq!((begin.id.as_deref(), moved.name.as_str(), &moved.data), (Some("none"), "", &Value::Null));
     assert!(moved.id.is_some() && moved.id != begin.id, "{moved:?}");
     // At its end it says where exactly.
     worker.shutdown.cancel();
-    assert_eq!(quiet.next().await.expect("a position").id, Some(place));
-    assert_eq!(quiet.next().await, None);
+    assert_eq!(quiet.event().await.expect("a position").id, Some(place));
+    assert_eq!(quiet.event().await, None);
     stop(worker).await;
 }
 

@@ -79,30 +79,56 @@ impl Served {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        Events { response, text: String::new() }
+        Events::of(response)
     }
 }
 
-struct Events {
+/// A stream of server-sent events.
+pub struct Events {
     response: reqwest::Response,
     text: String,
 }
 
+/// An event as it came: without a name and data it only says where the stream is.
+#[derive(Debug, Default, PartialEq)]
+pub struct Event {
+    pub name: String,
+    pub id: Option<String>,
+    pub data: Value,
+}
+
 impl Events {
-    /// Name and data of the next event; `None`: the stream has ended.
-    async fn next(&mut self) -> Option<(String, Value)> {
+    pub fn of(response: reqwest::Response) -> Self {
+        Self { response, text: String::new() }
+    }
+
+    /// The next event that is no mere comment; `None`: the stream has ended.
+    pub async fn event(&mut self) -> Option<Event> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let (event, rest) = (event.to_owned(), rest.to_owned());
-                self.text = rest;
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-                // Without a name it is a comment.
-                let Some(name) = field("event:") else { continue };
-                let data = serde_json::from_str(field("data:").expect("data")).expect("JSON");
-                return Some((name.to_owned(), data));
+                let field =
+                    |name: &str| event.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+                let data = field("data:").map(|data| serde_json::from_str(&data).expect("JSON"));
+                let (name, data) = (field("event:").unwrap_or_default(), data.unwrap_or_default());
+                let event = Event { name, id: field("id:"), data };
+                self.text = rest.to_owned();
+                if event != Event::default() {
+                    return Some(event);
+                }
+                continue;
             }
             let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("in time");
             self.text += std::str::from_utf8(&chunk.expect("whole")?).expect("UTF-8");
+        }
+    }
+
+    /// Name and data of the next event that has them; `None`: the stream has ended.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            let Event { name, data, .. } = self.event().await?;
+            if !name.is_empty() {
+                return Some((name, data));
+            }
         }
     }
 }
@@ -333,14 +359,10 @@ async fn a_key_has_its_share_of_the_streams_and_loses_them_when_it_is_removed() 
     let (status, answer) = read(ask(ONE).await).await;
     assert_eq!(status, 429, "{answer}");
     assert!(answer["error"]["message"].as_str().expect("a message").contains("key one"), "{answer}");
-    let mut two = Events { response: ask(TWO).await, text: String::new() };
+    let mut two = Events::of(ask(TWO).await);
     write_api_keys(file.path(), &[("two", TWO, ""), ("three", "the-third-key-of-some-length", "")]);
     for response in [first, second] {
-        assert_eq!(
-            Events { response, text: String::new() }.next().await,
-            None,
-            "the key is gone, and so is its stream"
-        );
+        assert_eq!(Events::of(response).next().await, None, "the key is gone, and so is its stream");
     }
     wait_until("their places", async || served.metrics.match_streams.get() == 1).await;
     let found = json!({"topic_id": "a", "topic": "a", "post_id": "p", "score": 0.5, "matched": "image",
