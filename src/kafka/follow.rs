@@ -1,6 +1,6 @@
 //! Reads a whole topic and goes on reading what is written to it: every partition, no group, no commits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,13 +34,21 @@ const CAPACITY: usize = 64;
 pub enum Begin {
     /// At the first message of each partition.
     Earliest,
-    /// At most so many messages before the end of each partition.
-    Last(u16),
+    /// So many messages before the ends, the same number in each partition, at least one. A partition that does not say where
+    /// its end is, as one without a leader, is waited for in the background.
+    Last(usize),
 }
 
 /// What a reader is told, in the order of each partition.
 #[derive(Debug)]
 pub enum Followed {
+    /// A partition is read from this offset on, or from its first message behind it.
+    Begins {
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+    },
     /// A message.
     Message(Message),
     /// A message larger than the reader takes: its key, where that is not too large, and its size in bytes.
@@ -93,7 +101,10 @@ struct Follower {
     topic: Arc<str>,
     max_bytes: usize,
     sender: mpsc::Sender<Followed>,
+    begin: Begin,
     known: BTreeSet<i32>,
+    /// Partitions whose beginning is not told yet.
+    fresh: VecDeque<(i32, i64)>,
     /// Partitions whose end was not reached yet; `None`: that was told.
     behind: Option<BTreeSet<i32>>,
     look_at: Instant,
@@ -121,17 +132,15 @@ impl Follower {
             .create_with_context(Callbacks::new(status.clone(), config))
             .map_err(|error| fault_of_creation(&error))?;
         wait_until_reachable(&consumer, &status, config)?;
-        let behind = Some(BTreeSet::new());
-        let known = BTreeSet::new();
+        let (known, fresh, behind) = (BTreeSet::new(), VecDeque::new(), Some(BTreeSet::new()));
         let (look_at, tell_at) = (Instant::now(), Instant::now() + TOLD_EVERY);
-        let mut follower = Self { consumer, topic, max_bytes, sender, known, behind, look_at, tell_at };
-        let first = follower.look(begin);
-        let first = first.map_err(|error| {
+        let mut follower = Self { consumer, topic, max_bytes, sender, begin, known, fresh, behind, look_at, tell_at };
+        follower.look().map_err(|error| {
             let topic = &follower.topic;
             let way_out = "look at the brokers' access rules and at the section [kafka]";
             Fault::fatal(format!("topic {topic} cannot be read: {error}; {way_out}"))
         })?;
-        follower.behind = Some(first.into_iter().collect());
+        follower.behind = Some(follower.known.clone());
         Ok(follower)
     }
 
@@ -142,6 +151,9 @@ impl Follower {
     fn step(&mut self) -> Result<(), Gone> {
         if self.sender.is_closed() {
             return Err(Gone);
+        }
+        while let Some((partition, offset)) = self.fresh.pop_front() {
+            self.tell(Followed::Begins { partition, offset })?;
         }
         if self.behind.as_ref().is_some_and(BTreeSet::is_empty) {
             self.behind = None;
@@ -159,7 +171,7 @@ impl Follower {
             );
         }
         if Instant::now() >= self.look_at
-            && let Err(error) = self.look(Begin::Earliest)
+            && let Err(error) = self.look()
         {
             tracing::debug!(%error, topic = %self.topic, "the partitions of a topic are not known now");
         }
@@ -197,35 +209,52 @@ impl Follower {
         self.sender.blocking_send(told).map_err(|_| Gone)
     }
 
-    /// Begins to read partitions that were not known; gives them.
-    fn look(&mut self, begin: Begin) -> Result<Vec<i32>, KafkaError> {
+    /// Begins to read partitions that were not known.
+    fn look(&mut self) -> Result<(), KafkaError> {
         self.look_at = Instant::now() + if self.known.is_empty() { LOOK_FOR_TOPIC } else { LOOK_FOR_PARTITIONS };
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), ANSWER_TIMEOUT)?;
         let Some(topic) = metadata.topics().iter().find(|found| found.name() == &*self.topic) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         match topic.error().map(RDKafkaErrorCode::from) {
             None => {}
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => return Ok(Vec::new()),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                // All that will be in it is new.
+                self.begin = Begin::Earliest;
+                return Ok(());
+            }
             // It has just been made, and has no leader yet.
-            Some(code) if !needs_a_person(code) => return Ok(Vec::new()),
+            Some(code) if !needs_a_person(code) => return Ok(()),
             Some(code) => return Err(KafkaError::MetadataFetch(code)),
         }
-        let partitions = topic.partitions().iter().map(|partition| partition.id());
-        let fresh = partitions.filter(|partition| !self.known.contains(partition)).collect::<Vec<_>>();
-        if !fresh.is_empty() {
-            let offset = match begin {
-                Begin::Earliest => Offset::Beginning,
-                Begin::Last(count) => Offset::OffsetTail(count.into()),
+        let partitions = topic.partitions().iter().map(|partition| partition.id()).collect::<BTreeSet<_>>();
+        let mut list = TopicPartitionList::new();
+        for &partition in partitions.difference(&self.known) {
+            let (begin, offset) = match self.begin {
+                Begin::Earliest => (Offset::Beginning, 0),
+                // Not as a tail: librdkafka takes it from the end also where that is before the beginning.
+                Begin::Last(count) => match self.consumer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT) {
+                    Ok((low, high)) => {
+                        let offset = low.max(high - (count / partitions.len()).max(1) as i64);
+                        (Offset::Offset(offset), offset)
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, topic = %self.topic, partition, "the end of a partition is not known now");
+                        continue;
+                    }
+                },
             };
-            let mut list = TopicPartitionList::new();
-            for partition in &fresh {
-                list.add_partition_offset(&self.topic, *partition, offset)?;
-            }
+            list.add_partition_offset(&self.topic, partition, begin)?;
+            self.fresh.push_back((partition, offset));
+        }
+        if list.count() > 0 {
             self.consumer.incremental_assign(&list)?;
-            self.known.extend(&fresh);
+            self.known.extend(self.fresh.iter().map(|(partition, _)| partition));
             self.look_at = Instant::now() + LOOK_FOR_PARTITIONS;
         }
-        Ok(fresh)
+        if partitions.is_subset(&self.known) {
+            self.begin = Begin::Earliest;
+        }
+        Ok(())
     }
 }

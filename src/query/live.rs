@@ -1,7 +1,7 @@
 //! Standing topics for people and programs: the list, registrations, and matches as they come.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{SubsecRound, Utc};
@@ -16,15 +16,13 @@ use crate::error::Fault;
 use crate::kafka::{Begin, Followed, Message, Producer};
 use crate::metrics::Metrics;
 use crate::query::error::{ErrorCode, SearchError};
-use crate::query::recent::{Cursor, Recent, Told, Unseen};
+use crate::query::recent::{Cursor, KEPT, Recent, Told, Unseen};
 use crate::query::service::{OVERLOAD_DELAY, humantime};
 use crate::query::streams::{Client, StreamPlace, Streams};
 use crate::standing::{self, Directory, Match, Registration};
 
 /// Matches that a slow client may be behind; then its stream is ended.
 const BEHIND: usize = 256;
-/// Of each partition so many matches are read at the start: clients of a worker that stopped come back to this one.
-const READ_BACK: u16 = 256;
 /// A stream tells how far it is after so many matches that are not of its topic.
 const TOLD_AFTER: usize = 128;
 /// A match with the longest caption, each of its characters escaped.
@@ -51,17 +49,15 @@ pub struct Live {
 
 /// The matches as they come, and the last ones.
 struct Feed {
-    recent: Mutex<Recent>,
-    /// Sent to with `recent` locked, so that who subscribes with it locked misses none and gets none twice.
+    recent: watch::Sender<Recent>,
+    /// Sent to while `recent` is changed, so that who subscribes while it is borrowed misses none and gets none twice.
     matches: broadcast::Sender<Arc<Told>>,
-    /// The matches of before the start are read.
-    is_complete: watch::Sender<bool>,
 }
 
 /// A client's view of the matches, from now or from where it was; one of a bounded number.
 pub struct MatchStream {
     /// What is to be said before the first match.
-    first: VecDeque<Next>,
+    first: Option<Next>,
     unseen: VecDeque<Arc<Told>>,
     matches: broadcast::Receiver<Arc<Told>>,
     topic_id: Option<String>,
@@ -81,7 +77,7 @@ pub enum Next {
     Match(Arc<Told>),
     /// The stream is elsewhere than with the last match: at its beginning, or behind matches of other topics.
     Moved,
-    /// There may have been matches between the client's cursor and what comes next.
+    /// There may have been matches between what the client knows and the stream's cursor.
     Gap,
     /// The client did not keep up and missed so many; nothing comes after it. It can go on where it was.
     Missed(u64),
@@ -103,12 +99,9 @@ impl Live {
         }
         standing::create_topics(config).await;
         let directory = Directory::start(kafka, max_topics, metrics.clone()).await?;
-        let told = standing::follow(kafka, &kafka.matches_topic, Begin::Last(READ_BACK), MAX_MATCH_BYTES).await?;
-        let feed = Arc::new(Feed {
-            recent: Mutex::default(),
-            matches: broadcast::Sender::new(BEHIND),
-            is_complete: watch::Sender::new(false),
-        });
+        // Clients of a worker that stopped come back to this one.
+        let told = standing::follow(kafka, &kafka.matches_topic, Begin::Last(KEPT), MAX_MATCH_BYTES).await?;
+        let feed = Arc::new(Feed { recent: watch::Sender::default(), matches: broadcast::Sender::new(BEHIND) });
         tokio::spawn(Arc::clone(&feed).pass_on(told, shutdown.clone()));
         let query = &config.query;
         Ok(Some(Arc::new(Self {
@@ -197,16 +190,17 @@ impl Live {
     ) -> Result<MatchStream, SearchError> {
         let place = self.streams.take(&client)?;
         self.complete().await?;
-        self.feed.complete(self.max_wait).await?;
-        let recent = self.feed.recent();
-        let matches = self.feed.matches.subscribe();
-        let cursor = cursor.unwrap_or_else(|| recent.cursor().clone());
-        let Unseen { told: unseen, gap } = recent.since(&cursor);
-        drop(recent);
-        let mut first = VecDeque::from([Next::Moved]);
-        first.extend(gap.then_some(Next::Gap));
+        let mut recent = self.feed.recent.subscribe();
+        let seen = cursor.clone().unwrap_or_default();
+        // What cannot be had is a gap, and no reason to withhold the rest.
+        let _ = tokio::time::timeout(self.max_wait, recent.wait_for(|recent| recent.has_reached(&seen))).await;
+        let (matches, Unseen { told: unseen, gap, cursor }) = {
+            let recent = self.feed.recent.borrow();
+            let now = || Unseen { told: VecDeque::new(), gap: false, cursor: recent.cursor().clone() };
+            (self.feed.matches.subscribe(), cursor.map_or_else(now, |cursor| recent.since(&cursor)))
+        };
         Ok(MatchStream {
-            first,
+            first: Some(if gap { Next::Gap } else { Next::Moved }),
             unseen,
             matches,
             topic_id,
@@ -247,10 +241,11 @@ impl MatchStream {
 
     /// Waits for the next match; `None`: it is over.
     pub async fn next(&mut self) -> Option<Next> {
-        if let Some(first) = self.first.pop_front() {
+        if let Some(first) = self.first.take() {
             return Some(first);
         }
         loop {
+            let was_kept = !self.unseen.is_empty();
             let received = match self.unseen.pop_front() {
                 Some(told) => Ok(told),
                 None => tokio::select! {
@@ -266,7 +261,7 @@ impl MatchStream {
                         self.untold = 0;
                         return Some(Next::Match(told));
                     }
-                    if self.untold >= TOLD_AFTER {
+                    if self.untold >= TOLD_AFTER || was_kept && self.unseen.is_empty() {
                         self.untold = 0;
                         return Some(Next::Moved);
                     }
@@ -288,20 +283,6 @@ impl MatchStream {
 }
 
 impl Feed {
-    fn recent(&self) -> MutexGuard<'_, Recent> {
-        // Nothing under the lock can panic.
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn complete(&self, max_wait: Duration) -> Result<(), SearchError> {
-        let mut is_complete = self.is_complete.subscribe();
-        let waited = tokio::time::timeout(max_wait, is_complete.wait_for(|complete| *complete)).await;
-        waited.map(drop).map_err(|_| {
-            let message = "the last matches are still being read from Kafka; try again in a moment";
-            SearchError::for_now(ErrorCode::Unavailable, message, OVERLOAD_DELAY)
-        })
-    }
-
     async fn pass_on(self: Arc<Self>, mut told: mpsc::Receiver<Followed>, shutdown: CancellationToken) {
         loop {
             let followed = tokio::select! {
@@ -311,7 +292,10 @@ impl Feed {
             match followed {
                 None => return,
                 Some(Followed::Message(message)) => self.tell(&message),
-                Some(Followed::UpToDate) => drop(self.is_complete.send_replace(true)),
+                Some(Followed::Begins { partition, offset }) => {
+                    self.recent.send_modify(|recent| recent.begin(partition, offset));
+                }
+                Some(Followed::UpToDate) => self.recent.send_modify(Recent::up_to_date),
                 Some(Followed::TooLarge { .. }) => {}
             }
         }
@@ -323,10 +307,11 @@ impl Feed {
             Ok(found) => {
                 let (partition, offset) = (message.position.partition, message.position.offset);
                 let told = Arc::new(Told { found, partition, offset, bytes: payload.len() });
-                let mut recent = self.recent();
-                recent.add(Arc::clone(&told));
-                // Nobody may listen.
-                let _ = self.matches.send(told);
+                self.recent.send_modify(|recent| {
+                    recent.add(Arc::clone(&told));
+                    // Nobody may listen.
+                    let _ = self.matches.send(told);
+                });
             }
             Err(error) => tracing::debug!(%error, position = %message.position, "what lies there is no match"),
         }

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use crate::standing::Match;
 
 /// Matches that are kept, and the bytes of their records.
-const KEPT: usize = 1_024;
+pub const KEPT: usize = 1_024;
 const KEPT_BYTES: usize = 4 * 1024 * 1024;
 /// A longer text is no cursor of ours: some 1,000 partitions fit.
 const MAX_CURSOR_BYTES: usize = 16 * 1024;
-/// The cursor of who has seen nothing, since nothing was there. An empty id would make a browser forget it.
-const NOTHING: &str = "none";
+/// The cursor where there is no partition. A browser would forget an empty id.
+const NOWHERE: &str = "none";
 
-/// How far a reader of `kafka.matches_topic` has come: the next offset of each partition that has had a match. As text,
-/// which is the id of a server-sent event: `0:12,3:7`, or `none`.
+/// How far a reader of `kafka.matches_topic` has come: the next offset of each partition. As text, which is the id of a
+/// server-sent event: `0:12,3:7`, or `none`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor(BTreeMap<i32, i64>);
 
@@ -40,6 +40,8 @@ pub struct Unseen {
     pub told: VecDeque<Arc<Told>>,
     /// There may have been others before these.
     pub gap: bool,
+    /// Before these, behind the gap if there is one.
+    pub cursor: Cursor,
 }
 
 /// The last matches, in the order in which this worker read them.
@@ -47,9 +49,10 @@ pub struct Unseen {
 pub struct Recent {
     told: VecDeque<Arc<Told>>,
     bytes: usize,
-    /// Of each partition the offset from which on every match is kept.
+    /// Of each partition that is read the offset from which on every match is kept.
     complete_from: BTreeMap<i32, i64>,
     cursor: Cursor,
+    is_up_to_date: bool,
 }
 
 impl Cursor {
@@ -58,7 +61,7 @@ impl Cursor {
         self.0.insert(told.partition, told.offset + 1);
     }
 
-    /// The next offset. A partition that had no match when the cursor was made is unseen from its beginning.
+    /// The next offset. A partition that was not there when the cursor was made is unseen from its beginning.
     fn next(&self, partition: i32) -> i64 {
         self.0.get(&partition).copied().unwrap_or_default()
     }
@@ -67,7 +70,7 @@ impl Cursor {
 impl Display for Cursor {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return out.write_str(NOTHING);
+            return out.write_str(NOWHERE);
         }
         for (place, (partition, offset)) in self.0.iter().enumerate() {
             write!(out, "{}{partition}:{offset}", if place == 0 { "" } else { "," })?;
@@ -80,7 +83,7 @@ impl FromStr for Cursor {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == NOTHING {
+        if text == NOWHERE {
             return Ok(Self::default());
         }
         let pair = |pair: &str| {
@@ -95,9 +98,26 @@ impl FromStr for Cursor {
 }
 
 impl Recent {
+    /// A partition is read from this offset on.
+    pub fn begin(&mut self, partition: i32, offset: i64) {
+        self.complete_from.insert(partition, offset);
+        self.cursor.0.insert(partition, offset);
+    }
+
+    /// What lay in the topic at the start is read.
+    pub fn up_to_date(&mut self) {
+        self.is_up_to_date = true;
+    }
+
     /// Keeps a match, and lets the oldest go.
     pub fn add(&mut self, told: Arc<Told>) {
-        self.complete_from.entry(told.partition).or_insert(told.offset);
+        if told.offset < self.cursor.next(told.partition) {
+            // The topic was made anew: what is kept is of the old one.
+            let (old, others) = self.told.drain(..).partition(|kept| kept.partition == told.partition);
+            self.bytes -= Vec::from_iter(old).iter().map(|kept: &Arc<Told>| kept.bytes).sum::<usize>();
+            self.told = others;
+            self.complete_from.insert(told.partition, told.offset);
+        }
         self.cursor.pass(&told);
         self.bytes += told.bytes;
         self.told.push_back(told);
@@ -113,13 +133,22 @@ impl Recent {
         &self.cursor
     }
 
-    /// What came behind the cursor.
+    /// Whether what lay in the topic at the start is read, and no partition is behind the cursor.
+    pub fn has_reached(&self, cursor: &Cursor) -> bool {
+        self.is_up_to_date && self.complete_from.keys().all(|&it| cursor.next(it) <= self.cursor.next(it))
+    }
+
+    /// What came behind the cursor. Where it is ahead of what was read, it is of another topic, and all is unseen.
     pub fn since(&self, cursor: &Cursor) -> Unseen {
-        let unseen = |told: &&Arc<Told>| told.offset >= cursor.next(told.partition);
-        Unseen {
-            told: self.told.iter().filter(unseen).cloned().collect(),
-            gap: self.complete_from.iter().any(|(&partition, &from)| cursor.next(partition) < from),
+        let (mut seen, mut gap) = (Cursor::default(), !self.has_reached(cursor));
+        for (&partition, &from) in &self.complete_from {
+            let next = cursor.next(partition);
+            gap |= next < from;
+            let next = if next > self.cursor.next(partition) { from } else { next.max(from) };
+            seen.0.insert(partition, next);
         }
+        let unseen = |told: &&Arc<Told>| told.offset >= seen.next(told.partition);
+        Unseen { told: self.told.iter().filter(unseen).cloned().collect(), gap, cursor: seen }
     }
 }
 
@@ -150,6 +179,21 @@ mod tests {
         unseen.told.iter().map(|told| (told.partition, told.offset)).collect()
     }
 
+    /// Partitions read from these offsets on, and these matches in them.
+    fn recent<const N: usize>(begins: &[(i32, i64)], matches: [(i32, i64); N]) -> Recent {
+        let mut recent = Recent::default();
+        begins.iter().for_each(|&(partition, offset)| recent.begin(partition, offset));
+        for (partition, offset) in matches {
+            recent.add(told(partition, offset, 1));
+        }
+        recent.up_to_date();
+        recent
+    }
+
+    fn at(text: &str) -> Cursor {
+        text.parse().expect("a cursor")
+    }
+
     #[test]
     fn a_cursor_is_read_as_it_is_written() {
         let mut cursor = Cursor::default();
@@ -168,54 +212,72 @@ mod tests {
 
     #[test]
     fn who_comes_back_gets_what_came_meanwhile_from_any_worker() {
-        let (mut one, mut other) = (Recent::default(), Recent::default());
-        for (partition, offset) in [(0, 5), (1, 9), (0, 6)] {
-            one.add(told(partition, offset, 1));
-        }
+        let one = recent(&[(0, 5), (1, 9)], [(0, 5), (1, 9), (0, 6)]);
         let cursor = one.cursor().clone();
-        assert_eq!(one.since(&cursor), Unseen { told: VecDeque::new(), gap: false });
-        // Partitions come in another order there, and one that had no match before has one now.
-        for (partition, offset) in [(1, 9), (1, 10), (0, 5), (2, 0), (0, 6), (0, 7)] {
-            other.add(told(partition, offset, 1));
-        }
+        assert_eq!(one.since(&cursor), Unseen { told: VecDeque::new(), gap: false, cursor: at("0:7,1:10") });
+        // Partitions come in another order there, and there is one more.
+        let begins = [(0, 5), (1, 8), (2, 0)];
+        let other = recent(&begins, [(1, 9), (1, 10), (0, 5), (2, 0), (0, 6), (0, 7)]);
         let unseen = other.since(&cursor);
         assert_eq!((places(&unseen), unseen.gap), (vec![(1, 10), (2, 0), (0, 7)], false));
-        // Who knows more than this worker gets nothing twice.
-        let unseen = one.since(other.cursor());
-        assert_eq!((places(&unseen), unseen.gap), (vec![], false));
+        assert_eq!(unseen.cursor, at("0:7,1:10,2:0"), "before these");
     }
 
     #[test]
-    fn what_is_kept_no_more_is_told_as_a_gap() {
-        let mut recent = Recent::default();
-        recent.add(told(1, 4, 1));
+    fn a_cursor_ahead_of_the_worker_is_waited_for_and_else_of_another_topic() {
+        let mut behind = recent(&[(0, 3)], [(0, 3), (0, 4)]);
+        assert!(behind.has_reached(&at("0:5,7:100")), "what partition 7 may be nobody knows");
+        assert!(!behind.has_reached(&at("0:6")));
+        let unseen = behind.since(&at("0:6,7:100"));
+        assert_eq!((places(&unseen), unseen.gap, unseen.cursor), (vec![(0, 3), (0, 4)], true, at("0:3")));
+        behind.add(told(0, 5, 1));
+        assert_eq!(behind.since(&at("0:6")), Unseen { told: VecDeque::new(), gap: false, cursor: at("0:6") });
+
+        // A topic that is made anew while it is read.
+        behind.add(told(0, 1, 1));
+        assert_eq!((behind.told.len(), behind.bytes, behind.cursor()), (1, 1, &at("0:2")));
+        let unseen = behind.since(&at("0:6"));
+        assert_eq!((places(&unseen), unseen.gap), (vec![(0, 1)], true));
+    }
+
+    #[test]
+    fn before_all_is_read_there_may_be_more() {
+        let mut reading = Recent::default();
+        reading.begin(0, 3);
+        reading.add(told(0, 3, 1));
+        assert!(!reading.has_reached(&at("0:3")) && reading.since(&at("0:3")).gap);
+        reading.up_to_date();
+        assert!(reading.has_reached(&at("0:3")) && !reading.since(&at("0:3")).gap);
+    }
+
+    #[test]
+    fn what_is_kept_no_more_is_told_as_a_gap_once() {
+        let mut recent = recent(&[(0, 0), (1, 4), (2, 500)], [(1, 4)]);
         let before = recent.cursor().clone();
+        assert_eq!(before, at("0:0,1:5,2:500"), "also of a partition whose matches are all too old");
         for offset in 0..KEPT as i64 {
             recent.add(told(0, offset, 1));
         }
         assert_eq!(recent.told.len(), KEPT);
         assert!(!recent.since(&before).gap, "what went was seen");
         recent.add(told(0, KEPT as i64, 1));
+        recent.add(told(2, 500, 1));
         let unseen = recent.since(&before);
         assert!(unseen.gap && unseen.told.len() == KEPT);
-        assert!(!recent.since(&"0:1,1:5".parse().expect("a cursor")).gap);
-
-        // What lay in the topic before this worker read it is not kept either.
-        let mut late = Recent::default();
-        late.add(told(0, 100, 1));
-        assert!(late.since(&"0:99".parse().expect("a cursor")).gap);
-        assert!(!late.since(&"0:100".parse().expect("a cursor")).gap);
+        assert!(!recent.since(&unseen.cursor).gap);
+        // What lay there before this worker read is not kept either.
+        assert!(recent.since(&at("0:1025,1:3,2:501")).gap && !recent.since(&at("0:1025,1:5,2:501")).gap);
     }
 
     #[test]
     fn large_matches_are_kept_in_few() {
-        let mut recent = Recent::default();
+        let mut recent = recent(&[(0, 0)], []);
         for offset in 0..100 {
             recent.add(told(0, offset, KEPT_BYTES / 10));
         }
         assert_eq!((recent.told.len(), recent.bytes), (10, KEPT_BYTES / 10 * 10));
         recent.add(told(0, 100, KEPT_BYTES + 1));
         assert!(recent.told.is_empty() && recent.bytes == 0);
-        assert!(recent.since(&"0:100".parse().expect("a cursor")).gap);
+        assert!(recent.since(&at("0:100")).gap && !recent.since(&at("0:101")).gap);
     }
 }

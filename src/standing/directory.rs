@@ -60,7 +60,7 @@ impl Directory {
                 Followed::UpToDate => {
                     this.complete.send_replace(true);
                 }
-                Followed::TooLarge { .. } => {}
+                Followed::Begins { .. } | Followed::TooLarge { .. } => {}
             }
         }
     }

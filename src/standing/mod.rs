@@ -66,7 +66,7 @@ fn apply(registry: &mut Registry, followed: &Followed, metrics: &Metrics) -> Opt
             key.as_deref(),
             format!("the record has {bytes} bytes, more than the {} of the largest", registration::MAX_RECORD_BYTES),
         ),
-        Followed::UpToDate => return None,
+        Followed::Begins { .. } | Followed::UpToDate => return None,
     };
     let shown = |id: &str| crate::text::escaped(id.as_bytes(), 60);
     match (&applied.change, &applied.leaves) {

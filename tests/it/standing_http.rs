@@ -89,7 +89,7 @@ pub struct Events {
     text: String,
 }
 
-/// An event as it came: without a name and data it only says where the stream is.
+/// An event as it came.
 #[derive(Debug, Default, PartialEq)]
 pub struct Event {
     pub name: String,
@@ -122,11 +122,11 @@ impl Events {
         }
     }
 
-    /// Name and data of the next event that has them; `None`: the stream has ended.
+    /// Name and data of the next event that says more than where the stream is; `None`: the stream has ended.
     async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             let Event { name, data, .. } = self.event().await?;
-            if !name.is_empty() {
+            if name != "position" {
                 return Some((name, data));
             }
         }

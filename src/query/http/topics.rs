@@ -190,6 +190,7 @@ pub(super) async fn remove(
 /// Server-sent events: event `match`, data the JSON of the match; comments keep the stream open. A client that does not keep up
 /// gets an event `missed`, and the stream ends. Any stream ends after ten minutes, or when its key is taken away: connect again,
 /// with the id of the last event, and what came meanwhile comes first; an event `gap` says that some of it may be kept no more.
+/// An event `position` has an id and says nothing else.
 #[utoipa::path(
     get, path = "/v1/matches", tag = "topics",
     params(
@@ -230,24 +231,26 @@ pub(super) async fn matches(
     Ok(response)
 }
 
-/// Each match as an event `match`, whose id says where the stream is behind it. An event of an id alone is not shown to a
-/// browser's program, but kept by the browser.
+/// Each match as an event `match`. The id of each event says where the stream is behind it; one without data would tell it to
+/// some browsers only.
 fn events(stream: MatchStream) -> impl Stream<Item = Result<Event, Infallible>> {
     futures::stream::unfold(Some(stream), async |stream| {
         let mut stream = stream?;
-        let (event, stream) = match stream.next().await? {
-            Next::Match(told) => (named("match", &told.found).id(stream.cursor().to_string()), Some(stream)),
-            Next::Moved => (Event::default().id(stream.cursor().to_string()), Some(stream)),
+        let next = stream.next().await?;
+        let event = match &next {
+            Next::Match(told) => named("match", &told.found),
+            Next::Moved => named("position", &json!({})),
             Next::Gap => {
                 let message = "some matches of the meantime may be missing here; they are in kafka.matches_topic";
-                (named("gap", &json!({"message": message})), Some(stream))
+                named("gap", &json!({"message": message}))
             }
             Next::Missed(missed) => {
                 let message = "this client did not keep up with the matches; connect again";
-                (named("missed", &json!({"missed": missed, "message": message})), None)
+                named("missed", &json!({"missed": missed, "message": message}))
             }
         };
-        Some((Ok(event), stream))
+        let event = event.id(stream.cursor().to_string());
+        Some((Ok(event), (!matches!(next, Next::Missed(_))).then_some(stream)))
     })
 }
 
